@@ -1,0 +1,6 @@
+"""Languages: grammars on a binary tree, from which sequences are drawn."""
+
+from RLM_clean.datasets.random_language_model import RLM
+from RLM_clean.datasets.tree_grammar import TreeGrammar
+
+__all__ = ['RLM', 'TreeGrammar']

@@ -1,0 +1,91 @@
+"""The Random Language Model: a context-free grammar whose rules are random energy models.
+
+E. DeGiuli, Random Language Model, Phys. Rev. Lett. 122, 128301 (2019).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from RLM_clean.datasets.tree_grammar import TreeGrammar
+
+
+def random_rules(v: int, beta: float, seed_rules: int) -> Tensor:
+    """Rules `M (v, v, v)` float32, `M[a, b, c] = softmax over (b, c) of beta * sqrt(ln v) * g[a, b, c]`.
+
+    `g` is i.i.d. standard normal, from a generator that `seed_rules` alone seeds, drawn in float64 on the CPU one
+    parent after the other: the same seed gives the same grammar on every device and whatever was drawn before. Each
+    row is a random energy model of v^2 states with energies of variance ln v, which freezes at beta = 2.
+    """
+    generator = torch.Generator().manual_seed(seed_rules)
+    scale = beta * math.sqrt(math.log(v))
+    rules = torch.empty(v, v * v)
+    for row in rules:
+        energies = torch.randn(v * v, generator=generator, dtype=torch.float64)
+        row.copy_(torch.softmax(scale * energies, 0))
+    return rules.view(v, v, v)
+
+
+class RLM(TreeGrammar):
+    """Sequences of the Random Language Model with v symbols and depth L, one set of rules for all levels.
+
+        rlm = RLM(v=128, L=1, beta=2.0, seed_rules=12345, seed_samples=67890)
+        inputs, targets = rlm.sample_batch(batch_size=64)   # (64, 1) and (64,)
+
+    Args:
+        v: the number of symbols, 2 or more.
+        L: the depth; sequences have 2^L tokens.
+        beta: the inverse temperature of the rules, 0 or more: 0 makes all pairs of children equally likely, above the
+            freezing point 2 a few pairs carry each rule.
+        seed_rules: the seed of the grammar.
+        seed_samples: the seed of the sequences.
+        num_data: None (online: every batch is new) or the size of a fixed training set, see TreeGrammar.
+        probs: the probabilities of the root's symbol `(v,)`; uniform by default.
+        transform: applied to the inputs before they are returned.
+        device: where sequences are drawn.
+        rules: rules that were drawn before (a file holds them), used as they are instead of drawing from seed_rules.
+
+    `M` holds the rules in float64. Raises ValueError for values outside these ranges.
+    """
+
+    def __init__(
+        self,
+        v: int,
+        L: int,
+        beta: float = 2.0,
+        seed_rules: int = 12345,
+        seed_samples: int = 67890,
+        num_data: int | None = None,
+        probs: Tensor | Sequence[float] | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        device: torch.device | str | None = None,
+        *,
+        rules: Tensor | None = None,
+    ) -> None:
+        if v < 2:
+            raise ValueError(f'v={v} leaves nothing to predict: use 2 symbols or more')
+        if not 0 <= beta < math.inf:
+            raise ValueError(f'beta={beta} is no inverse temperature: use a finite number, 0 or more')
+        super().__init__(
+            random_rules(v, beta, seed_rules) if rules is None else rules,
+            L,
+            prior=probs,
+            seed_samples=seed_samples,
+            num_data=num_data,
+            transform=transform,
+            device=device,
+        )
+        self.beta = beta
+        self.seed_rules = seed_rules
+
+    @property
+    def M(self) -> Tensor:
+        """`M[a, b, c] = P(children = (b, c) | parent = a)`, `(v, v, v)` float64, the same on every level."""
+        return self.level_rules(0)
+
+    def __repr__(self) -> str:
+        return f'RLM(v={self.v}, L={self.L}, beta={self.beta:g}, seed_rules={self.seed_rules}, ...)'

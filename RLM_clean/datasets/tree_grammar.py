@@ -1,0 +1,233 @@
+"""Sequences from a context-free grammar on a complete binary tree.
+
+The root is drawn from a prior; each symbol `a` of level l becomes a pair of children `(b, c)` of level l + 1 with
+probability `T_l[a, b, c]`; the 2^L leaves are the sequence. Sequence i of a stream is a function of (seed_samples,
+stream, i) alone, so any batch can be drawn at any time, in any process, in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from RLM_clean.datasets.alias import AliasTable
+from RLM_clean.streams import random_permutation, random_words, stream_key
+
+# Table look-ups run fastest while the working set of a chunk stays in the processor's cache.
+_NODES_PER_CHUNK = {'cpu': 2**15, 'cuda': 2**24}
+# Entries of the rules that are turned into float64 at a time while tables are built.
+_ENTRIES_PER_BLOCK = 2**23
+
+
+class TreeGrammar(Dataset):
+    """A grammar given by its rules; a dataset of (inputs, target) pairs when `num_data` is set.
+
+    The task: the sequence x_1..x_n, n = 2^L; the input is x_1..x_{n-1}, the target x_n.
+
+    Args:
+        rules: one tensor `(v, v, v)` that every level shares, or a sequence of L of them, `rules[l][a, b, c]` being
+            P(children = (b, c) | parent = a) from level l (0 at the root) to level l + 1. They are kept in the
+            precision they come in, and every row is normalised in float64 before any use.
+        L: the number of levels of rules; sequences have 2^L tokens.
+        prior: probabilities of the root's symbols `(v,)`; uniform by default.
+        seed_samples: the seed of every stream of sequences.
+        num_data: None for the online regime (each batch is new); an integer for a fixed training set of the first
+            `num_data` sequences of the training stream, reshuffled each epoch.
+        transform: applied to inputs, of one sequence or of a batch, before they are returned.
+        device: where sequences are drawn and returned; the same ones on every device.
+
+    Raises ValueError for rules or priors that are no probabilities, and for sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        rules: Tensor | Sequence[Tensor],
+        L: int,
+        *,
+        prior: Tensor | Sequence[float] | None = None,
+        seed_samples: int = 0,
+        num_data: int | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if L < 1:
+            raise ValueError(f'L={L} is no depth of a tree: use 1 or more')
+        self.shared = isinstance(rules, Tensor)
+        self.rules: list[Tensor] = [rules] if isinstance(rules, Tensor) else list(rules)
+        if not self.shared and len(self.rules) != L:
+            raise ValueError(f'{len(self.rules)} rule tensors were given for L={L}: give one a level, or one for all')
+        self.v = self.rules[0].shape[0]
+        for tensor in self.rules:
+            _check_rules(tensor, self.v)
+        if num_data is not None and num_data < 1:
+            raise ValueError(f'num_data={num_data} leaves no sequence: use 1 or more, or None for the online regime')
+        self.L = L
+        self.prior = _normalised_prior(prior, self.v)
+        self.seed_samples = seed_samples
+        self.num_data = num_data
+        self.transform = transform
+        self.device = torch.device(device if device is not None else 'cpu')
+        self._drawn = {'train': 0, 'test': 0, 'other': 0}
+        self._permutation: tuple[int, Tensor] | None = None
+        self._root_table = AliasTable([self.prior[None]], 1, self.v, self.device)
+        self._tables = [
+            AliasTable((block.flatten(1) for block in _row_blocks(tensor)), self.v, self.v**2, self.device)
+            for tensor in self.rules
+        ]
+
+    # ------------------------------------------------------------------ the language
+
+    def level_rules(self, level: int) -> Tensor:
+        """`T[a, b, c]` of a level (0 at the root), `(v, v, v)` float64 on the CPU, rows summing to one."""
+        return torch.cat(list(_row_blocks(self.rules[0 if self.shared else level])))
+
+    def table(self, level: int) -> AliasTable:
+        """The alias table from which the pairs of children of level `level` are drawn."""
+        return self._tables[0 if self.shared else level]
+
+    # ------------------------------------------------------------------ sampling
+
+    def trees(self, first: int, count: int, stream: str = 'train', L: int | None = None) -> list[Tensor]:
+        """Trees first..first+count-1 of a stream: for each level l = 0..L its symbols, `(count, 2^l)` int64."""
+        indices = torch.arange(first, first + count, device=self.device)
+        return self._trees(indices, stream, self._depth(L))
+
+    def sequences(self, first: int, count: int, stream: str = 'train', L: int | None = None) -> Tensor:
+        """The leaves `(count, 2^L)` int64 of the same trees."""
+        return self._leaves(torch.arange(first, first + count, device=self.device), stream, self._depth(L))
+
+    def batches(
+        self, step: int, num_steps: int, batch_size: int, stream: str = 'train', L: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Batches step..step+num_steps-1 of a stream: inputs `(num_steps, B, 2^L - 1)`, targets `(num_steps, B)`.
+
+        Batch t holds the sequences t*B..(t+1)*B-1 of its stream. In the offline regime (`num_data`) the training
+        stream is the endless row of epochs, each a permutation of the training set, cut into batches.
+        """
+        depth = self._depth(L)
+        first, count = step * batch_size, num_steps * batch_size
+        if stream == 'train' and self.num_data is not None:
+            indices = self._epoch_indices(first, count)
+        else:
+            indices = torch.arange(first, first + count, device=self.device)
+        leaves = self._leaves(indices, stream, depth).view(num_steps, batch_size, 2**depth)
+        inputs, targets = leaves[..., :-1], leaves[..., -1]
+        return (inputs if self.transform is None else self.transform(inputs)), targets
+
+    def batch(self, step: int, batch_size: int, stream: str = 'train', L: int | None = None) -> tuple[Tensor, Tensor]:
+        """Batch number `step` of a stream: inputs `(B, 2^L - 1)` and targets `(B,)`, both int64."""
+        inputs, targets = self.batches(step, 1, batch_size, stream, L)
+        return inputs[0], targets[0]
+
+    def sample_batch(self, batch_size: int, L: int | None = None) -> tuple[Tensor, Tensor]:
+        """The next `batch_size` sequences of the training stream: inputs `(B, 2^L - 1)` and targets `(B,)`, int64.
+
+        The t-th call with one batch size returns `batch(t, batch_size)`. `L` asks for another depth than the
+        grammar's own, where all levels share their rules.
+        """
+        depth = self._depth(L)
+        first = self._drawn['train']
+        if self.num_data is None:
+            indices = torch.arange(first, first + batch_size, device=self.device)
+        else:
+            indices = self._epoch_indices(first, batch_size)
+        leaves = self._leaves(indices, 'train', depth)
+        self._drawn['train'] += batch_size
+        inputs = leaves[:, :-1]
+        return (inputs if self.transform is None else self.transform(inputs)), leaves[:, -1]
+
+    def sample_trees(self, n: int, L: int | None = None) -> list[Tensor]:
+        """The next `n` trees of a stream of their own: for each level l = 0..L its symbols, `(n, 2^l)` int64."""
+        trees = self.trees(self._drawn['other'], n, 'other', L)
+        self._drawn['other'] += n
+        return trees
+
+    # ------------------------------------------------------------------ the fixed training set
+
+    def __len__(self) -> int:
+        if self.num_data is None:
+            raise TypeError('an online grammar has no length: set num_data for a fixed training set')
+        return self.num_data
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Input `(2^L - 1,)` and target `()` of sequence `index` of the training set."""
+        size = len(self)
+        if not -size <= index < size:
+            raise IndexError(f'index {index} is outside a training set of {size} sequences')
+        leaves = self.sequences(index % size, 1)[0]
+        inputs = leaves[:-1]
+        return (inputs if self.transform is None else self.transform(inputs)), leaves[-1]
+
+    # ------------------------------------------------------------------ inside
+
+    def _depth(self, L: int | None) -> int:
+        if L is None or L == self.L:
+            return self.L
+        if not self.shared or L < 1:
+            raise ValueError(f'L={L} does not fit a grammar of depth {self.L} with rules of its own on each level')
+        return L
+
+    def _epoch_indices(self, first: int, count: int) -> Tensor:
+        """Which sequences stand at positions first..first+count-1 of the endless row of shuffled epochs."""
+        size = len(self)
+        pieces = []
+        while count:
+            epoch, offset = divmod(first, size)
+            piece = self._epoch(epoch)[offset : offset + count]
+            pieces.append(piece)
+            first, count = first + len(piece), count - len(piece)
+        return torch.cat(pieces).to(self.device)
+
+    def _epoch(self, epoch: int) -> Tensor:
+        if self._permutation is None or self._permutation[0] != epoch:
+            order = random_permutation(stream_key(self.seed_samples, 'shuffle', epoch), len(self))
+            self._permutation = (epoch, order)
+        return self._permutation[1]
+
+    def _leaves(self, indices: Tensor, stream: str, depth: int) -> Tensor:
+        size = max(1, _NODES_PER_CHUNK.get(self.device.type, 2**15) >> depth)
+        return torch.cat([self._trees(chunk, stream, depth)[-1] for chunk in indices.split(size)])
+
+    def _trees(self, indices: Tensor, stream: str, depth: int) -> list[Tensor]:
+        """The sampler: node h of tree i (heap order; 0 stands for the draw of the root) uses word i * 2^depth + h."""
+        key = stream_key(self.seed_samples, stream)
+        base = indices[:, None] << depth
+        levels = [self._root_table.draw(torch.zeros_like(base), random_words(key, base))]
+        for level in range(depth):
+            nodes = torch.arange(2**level, 2 ** (level + 1), device=self.device)
+            pairs = self.table(level).draw(levels[-1], random_words(key, base + nodes))
+            left = pairs // self.v
+            levels.append(torch.stack((left, pairs - left * self.v), dim=-1).flatten(1))
+        return levels
+
+
+def _row_blocks(rules: Tensor) -> Iterator[Tensor]:
+    """Blocks of parents of a rule tensor, in order, as float64 with rows that sum to one; one row alone is used once.
+
+    The blocks do not depend on how a caller uses them, so sampler, inference and entropies share the same numbers.
+    """
+    v = rules.shape[0]
+    for block in rules.split(max(1, _ENTRIES_PER_BLOCK // v**2)):
+        exact = block.double()
+        yield exact / exact.sum((1, 2), keepdim=True)
+
+
+def _check_rules(rules: Tensor, v: int) -> None:
+    if rules.shape != (v, v, v) or v < 2:
+        raise ValueError(f'rules of shape {tuple(rules.shape)} are not (v, v, v) with the same v >= 2 on each level')
+    sums = rules.sum((1, 2), dtype=torch.float64)
+    # Also false for NaN. float32 rules, which are only normalised to rounding, pass.
+    if not (rules.min() >= 0 and (sums - 1).abs().max() < 1e-3):
+        raise ValueError('rules must be probabilities: not negative, with sums over the children of one')
+
+
+def _normalised_prior(prior: Tensor | Sequence[float] | None, v: int) -> Tensor:
+    if prior is None:
+        return torch.full((v,), 1 / v, dtype=torch.float64)
+    weights = torch.as_tensor(prior, dtype=torch.float64, device='cpu')
+    if weights.shape != (v,) or not (weights.min() >= 0 and abs(weights.sum().item() - 1) < 1e-6):
+        raise ValueError(f'probs must be {v} probabilities that sum to one, for the {v} symbols of the root')
+    return weights / weights.sum()

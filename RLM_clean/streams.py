@@ -1,0 +1,66 @@
+"""Random numbers by counter: word i of a stream is a function of (seed, stream, i) and of nothing else.
+
+There is no state to carry, so nothing that a program draws can change what it draws later: evaluating, resuming and
+splitting work over processes leave every stream as it was, and one word costs the same wherever it stands. The words
+come from SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), in which output i is a bijective mixing of
+`key + (i + 1) * gamma`; integer arithmetic makes them the same on every device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+# The streams of one seed of samples. Their numbers are part of the meaning of a seed: never change them.
+STREAMS = {'train': 0, 'test': 1, 'other': 2, 'shuffle': 3, 'dropout': 4, 'floors': 5}
+
+
+def _signed(x: int) -> int:
+    """The int64 with the same 64 bits as the unsigned x."""
+    x &= _MASK
+    return x - (1 << 64) if x >> 63 else x
+
+
+def _mix(z: int) -> int:
+    z = ((z ^ (z >> 30)) * _MIX_1) & _MASK
+    z = ((z ^ (z >> 27)) * _MIX_2) & _MASK
+    return z ^ (z >> 31)
+
+
+def stream_key(seed: int, stream: str, *indices: int) -> int:
+    """The key of a stream: a signed 64-bit integer mixed from the seed, the stream's name and optional indices.
+
+    Raises ValueError for a stream that is not in STREAMS.
+    """
+    if stream not in STREAMS:
+        raise ValueError(f'stream={stream!r} is unknown: use one of {", ".join(STREAMS)}')
+    key = _mix(seed & _MASK)
+    for index in (STREAMS[stream], *indices):
+        key = _mix((key + (index + 1) * _GAMMA) & _MASK)
+    return _signed(key)
+
+
+def random_words(key: int | Tensor, counters: Tensor) -> Tensor:
+    """Uniform 64-bit words (int64, shaped as `counters`): word `i` of the stream with that key for each counter `i`."""
+    z = counters * _signed(_GAMMA)
+    z += key + _signed(_GAMMA) if isinstance(key, Tensor) else _signed(key + _GAMMA)
+    z = _xor_shift(z, 30).mul_(_signed(_MIX_1))
+    z = _xor_shift(z, 27).mul_(_signed(_MIX_2))
+    return _xor_shift(z, 31)
+
+
+def _xor_shift(z: Tensor, bits: int) -> Tensor:
+    # torch shifts int64 arithmetically: the mask clears the copies of the sign bit.
+    shifted = z >> bits
+    shifted &= (1 << (64 - bits)) - 1
+    return z.bitwise_xor_(shifted)
+
+
+def random_permutation(key: int, size: int) -> Tensor:
+    """A uniform random permutation of 0..size-1 (int64): the order that sorts `size` words of the stream."""
+    return torch.argsort(random_words(key, torch.arange(size)), stable=True)
