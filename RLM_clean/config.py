@@ -1,0 +1,294 @@
+"""The options of a run: each once, with its default, its help and its check.
+
+A `Config` is checked when it is made: what it holds can be run. `from_arguments` makes one from a command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import importlib.util
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+
+Check = tuple[Callable[[Any], bool], str]
+
+# What a check asks for is also what its error tells the user to give.
+POSITIVE: Check = (lambda x: x >= 1, 'a whole number, 1 or more')
+NOT_NEGATIVE: Check = (lambda x: x >= 0, 'a whole number, 0 or more')
+POSITIVE_REAL: Check = (lambda x: 0 < x < math.inf, 'a finite number above 0')
+NOT_NEGATIVE_REAL: Check = (lambda x: 0 <= x < math.inf, 'a finite number, 0 or more')
+FRACTION: Check = (lambda x: 0 <= x < 1, 'a number from 0 to below 1')
+SEED: Check = (lambda x: 0 <= x < 2**63, 'a whole number from 0 to 2^63 - 1')
+
+# Options that change where or how a run is computed, not what: a resumed run may set them anew.
+EXECUTION = frozenset({'outname', 'device', 'threads', 'resume', 'tensorboard'})
+
+
+def option(default: Any, group: str, help: str, check: Check | None = None, choices: Sequence[Any] = ()) -> Any:
+    """A field of Config: its default, the group it is listed in, its help, and the values that it takes."""
+    return dataclasses.field(default=default, metadata=dict(group=group, help=help, check=check, choices=choices))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every option of a run. Raises ValueError with one sentence for a value that cannot be run."""
+
+    outname: str = option('', 'output', 'required: path of the files to write, without ending, as results/my_run')
+
+    dataset: str = option('rlm', 'language', 'the language: the Random Language Model', choices=('rlm',))
+    num_features: int = option(128, 'language', 'v, the number of symbols', (lambda x: x >= 2, 'a whole number, 2 or more'))
+    num_layers: int = option(1, 'language', 'L, the depth of the tree', (lambda x: 1 <= x <= 20, 'a whole number, 1 to 20'))
+    num_tokens: int | None = option(
+        None, 'language', 'tokens of a sequence that count, the target being the last of them (default: 2^num_layers)'
+    )
+    beta: float = option(2.0, 'language', 'inverse temperature of the rules; they freeze at 2', NOT_NEGATIVE_REAL)
+    seed_rules: int = option(12345, 'seeds', 'seed of the grammar', SEED)
+    seed_sample: int = option(67890, 'seeds', 'seed of the training and test sequences', SEED)
+    seed_model: int = option(11111, 'seeds', 'seed of the initial weights and of dropout', SEED)
+
+    regime: str = option(
+        'online', 'data', 'online: every batch is new; offline: train_size sequences, reshuffled each epoch',
+        choices=('online', 'offline'),
+    )  # fmt: skip
+    train_size: int = option(32768, 'data', 'size of the training set (regime offline)', POSITIVE)
+    max_epochs: int = option(100, 'data', 'stop after so many passes over the training set (regime offline)', POSITIVE)
+    batch_size: int = option(64, 'data', 'sequences in a batch', POSITIVE)
+    accumulation: int = option(1, 'data', 'batches whose gradients are averaged in one step', POSITIVE)
+    test_size: int = option(4096, 'data', 'fresh sequences in each evaluation', POSITIVE)
+    input_format: str = option('long', 'data', 'inputs as token indices or as one-hot rows', choices=('long', 'onehot'))
+    whitening: int = option(
+        0, 'data', '1: one-hot inputs minus 1/v, divided by their standard deviation', choices=(0, 1)
+    )  # fmt: skip
+
+    model: str = option(
+        'transformer_mlm', 'model',
+        'transformer_mlm: logits of the last token; transformer_clm: of every next token; fcn: fully connected',
+        choices=('transformer_mlm', 'transformer_clm', 'fcn'),
+    )  # fmt: skip
+    depth: int = option(1, 'model', 'blocks of a transformer, hidden layers of fcn', POSITIVE)
+    embedding_dim: int = option(64, 'model', 'dimensions of the residual stream', POSITIVE)
+    num_heads: int = option(1, 'model', 'attention heads; must divide embedding_dim', POSITIVE)
+    ffwd_size: int = option(4, 'model', 'width of the feed-forward layers (and of fcn) over embedding_dim', POSITIVE)
+    dropout: float = option(0.0, 'model', 'probability of dropping an activation of a transformer', FRACTION)
+    tie_weights: bool = option(False, 'model', 'the head uses the token embeddings')
+
+    objective: str = option(
+        'last', 'training', 'last: predict x_n; all: every next token (transformer_clm)', choices=('last', 'all')
+    )  # fmt: skip
+    optim: str = option('sgd', 'training', 'sgd with momentum, or adam (AdamW)', choices=('sgd', 'adam'))
+    lr: float = option(1e-3, 'training', 'learning rate', POSITIVE_REAL)
+    momentum: float = option(0.9, 'training', 'momentum of sgd', FRACTION)
+    weight_decay: float = option(0.0, 'training', 'weight decay (decoupled for adam)', NOT_NEGATIVE_REAL)
+    grad_clip: float = option(0.0, 'training', 'largest norm of the gradient; 0 for no limit', NOT_NEGATIVE_REAL)
+    scheduler: str = option(
+        'cosine-warmup', 'training', 'the learning rate over time; "" or none for a constant one',
+        choices=('none', 'cosine', 'cosine-warmup'),
+    )  # fmt: skip
+    warmup_time: int = option(8, 'training', 'steps over which cosine-warmup raises the rate to lr', NOT_NEGATIVE)
+    decay_time: int = option(262144, 'training', 'steps over which cosine lowers it to lr/10, constant after', POSITIVE)
+    max_iters: int = option(30000, 'training', 'steps', POSITIVE)
+    loss_threshold: float = option(
+        1e-3, 'training', 'stop when the mean training loss of 128 steps is as low', NOT_NEGATIVE_REAL
+    )  # fmt: skip
+    dtype: str = option(
+        'float32', 'training', 'bfloat16: matrix products in bfloat16 (autocast), losses in float32',
+        choices=('float32', 'bfloat16'),
+    )  # fmt: skip
+
+    print_freq: int = option(1024, 'output', 'steps between two evaluations', POSITIVE)
+    save_freq: int = option(2, 'output', 'checkpoints at steps spaced by 2^(1/save_freq), evaluated too', POSITIVE)
+    checkpoints: bool = option(True, 'output', 'keep the weights of every checkpoint')
+    resume: str = option(
+        'auto', 'output',
+        'auto: go on where an interrupted run stopped; require: that or an error; restart: begin again at step 0',
+        choices=('auto', 'require', 'restart'),
+    )  # fmt: skip
+    tensorboard: bool = option(False, 'output', 'write the curves for TensorBoard too (needs the package tensorboard)')
+
+    device: str = option('auto', 'machine', 'auto (cuda, mps or cpu, the first there is), cpu, cuda, cuda:1, mps')
+    threads: int = option(0, 'machine', "threads of the CPU; 0 for torch's choice", NOT_NEGATIVE)
+    deterministic: bool = option(False, 'machine', 'only deterministic algorithms, on GPUs too (slower)')
+
+    def __post_init__(self) -> None:
+        if self.num_tokens is None and isinstance(self.num_layers, int) and 1 <= self.num_layers <= 20:
+            object.__setattr__(self, 'num_tokens', 2**self.num_layers)
+        if self.scheduler == '':
+            object.__setattr__(self, 'scheduler', 'none')
+        for field in dataclasses.fields(self):
+            _check_option(field, getattr(self, field.name))
+        _check_together(self)
+
+    @property
+    def context_size(self) -> int:
+        """The number of tokens that the model sees: num_tokens - 1."""
+        assert self.num_tokens is not None
+        return self.num_tokens - 1
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the run ends unless it stops early: max_iters, or max_epochs in the offline regime."""
+        if self.regime == 'online':
+            return self.max_iters
+        epochs_end = math.ceil(self.max_epochs * self.train_size / (self.batch_size * self.accumulation))
+        return min(self.max_iters, epochs_end)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as plain values, for a file."""
+        return dataclasses.asdict(self)
+
+    def first_difference(self, stored: dict[str, Any]) -> str | None:
+        """The first option whose stored value differs and would change the run; None when there is none."""
+        for name, value in self.to_dict().items():
+            if name not in EXECUTION and stored.get(name, value) != value:
+                return name
+        return None
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device that an option names; auto is cuda, mps or cpu, the first there is.
+
+    Raises ValueError for a name that torch does not know and for a device that is absent.
+    """
+    mps = torch.backends.mps.is_available()
+    if device == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'mps' if mps else 'cpu')
+    kind, _, index = device.partition(':')
+    if kind not in ('cpu', 'cuda', 'mps') or not (index == '' or index.isdecimal()):
+        raise ValueError(f'device={device!r} is unknown: use auto, cpu, cuda, cuda:1 or mps')
+    present = {'cpu': 1, 'cuda': torch.cuda.device_count(), 'mps': int(mps)}[kind]
+    if int(index or 0) >= present:
+        raise ValueError(f'device={device!r} is not on this machine: use auto or cpu')
+    return torch.device(device)
+
+
+def _check_option(field: dataclasses.Field[Any], value: Any) -> None:
+    name, check, choices = field.name, field.metadata['check'], field.metadata['choices']
+    if name == 'num_tokens' and value is None:
+        return
+    kind = _kind(field)
+    # An int is a good float; a bool is no good int.
+    good = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    if not good:
+        raise ValueError(f'{name}={value!r} is not {_KIND_NAMES[kind]}: give one')
+    if choices and value not in choices:
+        raise ValueError(f'{name}={value!r} is unknown: use {" or ".join(str(c) for c in choices)}')
+    if check is not None and not check[0](value):
+        raise ValueError(f'{name}={value!r} is out of range: use {check[1]}')
+
+
+def _check_together(config: Config) -> None:
+    c = config
+    if c.num_tokens is None or not 2 <= c.num_tokens <= 2**c.num_layers:
+        raise ValueError(
+            f'num_tokens={c.num_tokens} does not fit num_layers={c.num_layers}: use 2 to 2^num_layers = {2**c.num_layers}'
+        )
+    if c.model != 'fcn' and c.embedding_dim % c.num_heads:
+        raise ValueError(
+            f'num_heads={c.num_heads} does not divide embedding_dim={c.embedding_dim}: make one a multiple of the other'
+        )
+    if c.model == 'fcn' and (c.dropout or c.tie_weights):
+        raise ValueError(f'model={c.model!r} has neither dropout nor tie_weights: leave both out')
+    if c.whitening and c.input_format != 'onehot':
+        raise ValueError(f"whitening={c.whitening} needs input_format='onehot': set it, or whitening=0")
+    if c.objective == 'all' and c.model != 'transformer_clm':
+        raise ValueError(f"objective='all' needs logits at all positions: use model='transformer_clm', not {c.model!r}")
+    if c.regime == 'offline' and c.batch_size * c.accumulation > c.train_size:
+        raise ValueError(
+            f'batch_size={c.batch_size} times accumulation={c.accumulation} exceeds train_size={c.train_size}: lower it'
+        )
+    if not os.path.basename(c.outname) or os.path.isdir(c.outname):
+        raise ValueError(f'outname={c.outname!r} names no file: give a path such as results/my_run')
+    if c.tensorboard and importlib.util.find_spec('tensorboard') is None:
+        raise ValueError('tensorboard=True needs a package that is missing: pip install tensorboard')
+    _check_memory(c.num_features)
+    resolve_device(c.device)
+
+
+def _check_memory(v: int) -> None:
+    """Rules take 4 bytes and sampling tables 8 for each of v^3 entries: say so before the machine runs out."""
+    needed = 12 * v**3
+    try:
+        present = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, OSError, ValueError):  # not a POSIX system: leave it to the allocator
+        return
+    if needed > present:
+        raise ValueError(
+            f'num_features={v} needs {needed / 2**30:.0f} GiB for its rules, this machine has {present / 2**30:.0f}: '
+            f'use at most {int((present / 12) ** (1 / 3))}'
+        )
+
+
+# ---------------------------------------------------------------------- the command line
+
+_KINDS: dict[str, type] = {'int': int, 'int | None': int, 'float': float, 'str': str, 'bool': bool}
+_KIND_NAMES = {int: 'a whole number', float: 'a number', str: 'a text', bool: 'true or false'}
+
+
+def _kind(field: dataclasses.Field[Any]) -> type:
+    return _KINDS[str(field.type)]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line on standard error and status 2, without the usage."""
+        print(f'{self.prog}: error: {message}', file=sys.stderr)
+        sys.exit(2)
+
+
+def _reader(kind: type) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f'{text!r} is not {_KIND_NAMES[kind]}: give one') from None
+
+    return read
+
+
+def make_parser(prog: str = 'rlm-train') -> argparse.ArgumentParser:
+    """The parser of a run's command line: one `--name` for each option, in groups."""
+    parser = _Parser(
+        prog=prog,
+        description='Train a causal model on sequences of the Random Language Model, against their exact floors.',
+        allow_abbrev=False,
+    )
+    groups: dict[str, Any] = {}
+    for field in dataclasses.fields(Config):
+        group = groups.setdefault(field.metadata['group'], None)
+        if group is None:
+            group = groups[field.metadata['group']] = parser.add_argument_group(field.metadata['group'])
+        flag, help, kind = f'--{field.name}', field.metadata['help'], _kind(field)
+        choices = field.metadata['choices']
+        if choices:
+            help = f'{help} [{", ".join(str(c) for c in choices)}]'
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=help)
+        else:
+            shown = '' if field.default in (None, '') else f' (default: {field.default})'
+            group.add_argument(flag, type=_reader(kind), default=field.default, metavar='', help=help + shown)
+    return parser
+
+
+def from_arguments(arguments: Sequence[str] | None = None, prog: str = 'rlm-train') -> Config:
+    """The Config of a command line (that of the process by default).
+
+    Exits with status 2 and one line on standard error for anything that cannot be run.
+    """
+    parser = make_parser(prog)
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        name = unknown[0].split('=')[0]
+        close = difflib.get_close_matches(name, [f'--{f.name}' for f in dataclasses.fields(Config)], 1)
+        parser.error(f'{unknown[0]!r} is no option: {f"did you mean {close[0]}?" if close else "see --help"}')
+    try:
+        return Config(**vars(known))
+    except ValueError as error:
+        parser.error(str(error))

@@ -1,0 +1,141 @@
+"""Builders: from the options of a run to its language, model, optimizer, learning rates and times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn, optim
+
+from RLM_clean import datasets, models
+from RLM_clean.config import Config
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+def init_data(config: Config, device: torch.device | str = 'cpu', rules: Tensor | None = None) -> datasets.TreeGrammar:
+    """The language of a run, drawing on `device`; `rules` are those of its files, when it has some already."""
+    # mps has no 64-bit arithmetic to speak of: sequences are drawn beside it.
+    device = torch.device(device)
+    return datasets.RLM(
+        v=config.num_features,
+        L=config.num_layers,
+        beta=config.beta,
+        seed_rules=config.seed_rules,
+        seed_samples=config.seed_sample,
+        num_data=config.train_size if config.regime == 'offline' else None,
+        device='cpu' if device.type == 'mps' else device,
+        rules=rules,
+    )
+
+
+def select_task(inputs: Tensor, targets: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """What the model sees and what it predicts, from inputs `(..., n - 1)` and targets `(...)` of a grammar.
+
+    Inputs are the last num_tokens - 1 tokens before x_n. Targets are x_n (objective last, `(...)`), or the token after
+    each input (objective all, `(..., num_tokens - 1)`).
+    """
+    inputs = inputs[..., inputs.shape[-1] - config.context_size :]
+    if config.objective == 'all':
+        targets = torch.cat((inputs[..., 1:], targets[..., None]), dim=-1)
+    return inputs, targets
+
+
+def transform_inputs(inputs: Tensor, v: int, input_format: str = 'long', whitening: int = 0) -> Tensor:
+    """Token indices `(..., T)` as they are (`long`) or as one-hot rows `(..., T, v)` float32 (`onehot`).
+
+    Whitening subtracts the mean 1/v of a row's entries and divides by their standard deviation sqrt((1 - 1/v) / v).
+    """
+    if input_format == 'long':
+        return inputs
+    rows = F.one_hot(inputs, v).float()
+    return (rows - 1 / v) / math.sqrt((1 - 1 / v) / v) if whitening else rows
+
+
+def init_model(config: Config) -> nn.Module:
+    """The model of a run, on the CPU, its weights a function of the shapes and of seed_model alone."""
+    c = config
+    if c.model == 'fcn':
+        return models.MLP(
+            vocab_size=c.num_features,
+            num_inputs=c.context_size,
+            width=c.ffwd_size * c.embedding_dim,
+            depth=c.depth,
+            second_moment=1.0 if c.whitening else None,
+            seed=c.seed_model,
+        )
+    build = models.MLM if c.model == 'transformer_mlm' else models.CLM
+    return build(
+        vocab_size=c.num_features,
+        block_size=c.context_size,
+        embedding_dim=c.embedding_dim,
+        num_heads=c.num_heads,
+        depth=c.depth,
+        ffwd_size=c.ffwd_size,
+        dropout=c.dropout,
+        tie_weights=c.tie_weights,
+        seed=c.seed_model,
+    )
+
+
+def task_logits(model: nn.Module, inputs: Tensor, config: Config) -> Tensor:
+    """The model's logits for the targets of the task, from token indices `(B, T)`: `(B, v)`, or `(B, T, v)` for all."""
+    inputs = transform_inputs(inputs, config.num_features, config.input_format, config.whitening)
+    if config.model == 'transformer_clm' and config.objective == 'last':
+        assert isinstance(model, models.CLM)
+        return model.last_logits(inputs)
+    return model(inputs)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean of -ln q(target) in nats, in float32 or better: logits `(..., v)`, targets `(...)`."""
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+def init_training(
+    model: nn.Module, config: Config
+) -> tuple[Criterion, optim.Optimizer, optim.lr_scheduler.LRScheduler]:
+    """The criterion, the optimizer and the scheduler of the learning rate, stepped once after each update."""
+    c = config
+    parameters = list(model.parameters())
+    # One fused kernel for all weights: a small model's step is otherwise mostly overhead.
+    optimizer: optim.Optimizer
+    if c.optim == 'sgd':
+        optimizer = optim.SGD(parameters, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, fused=True)
+    else:
+        optimizer = optim.AdamW(parameters, lr=c.lr, weight_decay=c.weight_decay, fused=True)
+    scheduler = optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, config))
+    return cross_entropy, optimizer, scheduler
+
+
+def lr_factor(step: int, config: Config) -> float:
+    """The learning rate of update number `step` (0 is the first) over `lr`.
+
+    Cosine: from 1 down to 0.1 over decay_time steps, `0.1 + 0.45 (1 + cos(pi step / decay_time))`, then constant.
+    Warm-up multiplies it by `(step + 1) / warmup_time` for the first warmup_time updates: never by zero.
+    """
+    if config.scheduler == 'none':
+        return 1.0
+    factor = 0.1 + 0.45 * (1 + math.cos(math.pi * min(step / config.decay_time, 1.0)))
+    if config.scheduler == 'cosine-warmup' and step < config.warmup_time:
+        factor *= (step + 1) / config.warmup_time
+    return factor
+
+
+def save_times(last: int, save_freq: int) -> list[int]:
+    """The steps with a checkpoint: 0, 2^(k / save_freq) rounded for k = 0, 1, 2, ... below `last`, and `last`."""
+    times = {0, last}
+    k = 0
+    while (step := round(2 ** (k / save_freq))) < last:
+        times.add(step)
+        k += 1
+    return sorted(times)
+
+
+def print_times(last: int, print_freq: int, save_freq: int) -> list[int]:
+    """The steps with a record: the multiples of print_freq up to `last`, and every step with a checkpoint."""
+    return sorted({*range(0, last + 1, print_freq), *save_times(last, save_freq)})

@@ -1,0 +1,268 @@
+"""Decoder-only transformers: CLM predicts the next token at every position, MLM the one that follows the last.
+
+Pre-norm blocks with causal attention, learned token and position embeddings, a final norm and a linear head. Shapes in
+names: B sequences, T tokens, v symbols, d embedding dimensions, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from RLM_clean.streams import random_words
+
+KeyValues = tuple[Tensor, Tensor]
+
+# Logits of this standard deviation at initialisation put the loss within 0.01 nats of ln v, the uniform guess.
+INITIAL_LOGIT_STD = 0.1
+# Tied heads read the residual stream with its own embeddings: they need a smaller start for the same reason.
+INITIAL_TIED_STD = 0.05
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask is a function of a key, which the training loop sets for each step.
+
+    torch's own dropout draws from the global generator: a resumed run could not draw the same masks again.
+    """
+
+    key: Tensor
+
+    def __init__(self, p: float, layer: int) -> None:
+        super().__init__()
+        self.p = p
+        self.layer = layer
+        self.register_buffer('key', torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0.0:
+            return x
+        counters = torch.arange(x.numel(), device=x.device) + (self.layer << 48)
+        words = random_words(self.key, counters).view(x.shape)
+        dropped = words < round((self.p - 0.5) * 2**64)  # words are uniform on [-2^63, 2^63)
+        return x.masked_fill(dropped, 0.0) / (1.0 - self.p)
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention."""
+
+    def __init__(self, d: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(d, 3 * d)
+        self.proj = nn.Linear(d, d)
+
+    def forward(self, x_BxTxd: Tensor, last_only: bool = False, cache: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
+        """The attention's output and its keys and values.
+
+        With `last_only` the output is that of the last position alone, `(B, 1, d)`. With a `cache` of earlier keys
+        and values, x is the one token that follows them.
+        """
+        if last_only:
+            d = x_BxTxd.shape[-1]
+            q = F.linear(x_BxTxd[:, -1:], self.qkv.weight[:d], self.qkv.bias[:d])
+            k, v = F.linear(x_BxTxd, self.qkv.weight[d:], self.qkv.bias[d:]).chunk(2, dim=-1)
+        else:
+            q, k, v = self.qkv(x_BxTxd).chunk(3, dim=-1)
+        q_BxHxTxd, k_BxHxTxd, v_BxHxTxd = (self._split(y) for y in (q, k, v))
+        if cache is not None:
+            k_BxHxTxd = torch.cat((cache[0], k_BxHxTxd), dim=2)
+            v_BxHxTxd = torch.cat((cache[1], v_BxHxTxd), dim=2)
+        # The last token alone sees everything: only several queries need the causal mask.
+        several = q_BxHxTxd.shape[2] > 1
+        y = F.scaled_dot_product_attention(q_BxHxTxd, k_BxHxTxd, v_BxHxTxd, is_causal=several)
+        return self.proj(y.transpose(1, 2).flatten(2)), (k_BxHxTxd, v_BxHxTxd)
+
+    def _split(self, x_BxTxd: Tensor) -> Tensor:
+        return x_BxTxd.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """One layer: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, d: int, num_heads: int, ffwd_size: int, dropout: float, layer: int) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(d)
+        self.attention = Attention(d, num_heads)
+        self.norm_2 = nn.LayerNorm(d)
+        self.expand = nn.Linear(d, ffwd_size * d)
+        self.contract = nn.Linear(ffwd_size * d, d)
+        self.dropout_1 = Dropout(dropout, 2 * layer + 1)
+        self.dropout_2 = Dropout(dropout, 2 * layer + 2)
+
+    def forward(self, x_BxTxd: Tensor, last_only: bool = False, cache: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
+        y, keys_values = self.attention(self.norm_1(x_BxTxd), last_only, cache)
+        x = (x_BxTxd[:, -1:] if last_only else x_BxTxd) + self.dropout_1(y)
+        y = self.contract(F.gelu(self.expand(self.norm_2(x))))
+        return x + self.dropout_2(y), keys_values
+
+
+class CLM(nn.Module):
+    """Causal language model: logits of the next token at every position, `(B, T, v)`.
+
+    Args:
+        vocab_size: v. Inputs are token indices `(B, T)` or one-hot (or whitened one-hot) rows `(B, T, v)`.
+        block_size: the largest T.
+        embedding_dim: d, a multiple of num_heads.
+        depth: the number of blocks.
+        ffwd_size: the width of the feed-forward layers, in units of d.
+        dropout: the probability of dropping an entry of the embeddings and of each block's two outputs.
+        tie_weights: the head uses the token embeddings.
+        seed: every weight is a function of the shapes and of this seed.
+
+    Raises ValueError when num_heads does not divide embedding_dim, and for inputs longer than block_size.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        block_size: int,
+        embedding_dim: int,
+        num_heads: int = 1,
+        depth: int = 1,
+        ffwd_size: int = 4,
+        dropout: float = 0.0,
+        tie_weights: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if embedding_dim % num_heads:
+            raise ValueError(
+                f'num_heads={num_heads} does not divide embedding_dim={embedding_dim}: make one a multiple of the other'
+            )
+        self.vocab_size = vocab_size
+        self.block_size = block_size
+        self.tie_weights = tie_weights
+        # Built without storage: torch would fill the weights from its global generator.
+        with torch.device('meta'):
+            self.tokens = nn.Embedding(vocab_size, embedding_dim)
+            self.positions = nn.Embedding(block_size, embedding_dim)
+            self.dropout = Dropout(dropout, 0)
+            self.blocks = nn.ModuleList(
+                Block(embedding_dim, num_heads, ffwd_size, dropout, layer) for layer in range(depth)
+            )
+            self.norm = nn.LayerNorm(embedding_dim)
+            self.head = nn.Linear(embedding_dim, vocab_size, bias=False)
+        self.to_empty(device='cpu')
+        if tie_weights:
+            self.head.weight = self.tokens.weight
+        self.reset_parameters(seed)
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int) -> None:
+        """Draws every weight anew from a generator seeded by `seed`: embeddings N(0, 1), matrices N(0, 1/fan_in).
+
+        The projections back to the residual stream are divided by sqrt(2 depth), so that its variance does not grow
+        with depth (Radford et al., GPT-2, 2019); the head starts with logits of standard deviation 0.1.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        d = self.norm.normalized_shape[0]
+        embedding_std = INITIAL_TIED_STD * d**-0.5 if self.tie_weights else 1.0
+        self.tokens.weight.normal_(0.0, embedding_std, generator=generator)
+        self.positions.weight.normal_(0.0, embedding_std, generator=generator)
+        for name, module in self.named_modules():
+            if isinstance(module, Dropout):
+                module.key.zero_()
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, nn.Linear) and module is not self.head:
+                residual = name.endswith(('proj', 'contract'))
+                scale = (2 * len(self.blocks)) ** -0.5 if residual else 1.0
+                module.weight.normal_(0.0, scale * module.in_features**-0.5, generator=generator)
+                module.bias.zero_()
+        if not self.tie_weights:
+            self.head.weight.normal_(0.0, INITIAL_LOGIT_STD * d**-0.5, generator=generator)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits `(B, T, v)` of the token after each position, given that position and those before it."""
+        x = self.embed(inputs)
+        for block in self.blocks:
+            x, _ = block(x)
+        return self.head(self.norm(x))
+
+    def embed(self, inputs: Tensor, start: int = 0) -> Tensor:
+        """The residual stream `(B, T, d)` before the first block; `start` is the position of the first token."""
+        T = inputs.shape[1]
+        if start + T > self.block_size:
+            raise ValueError(f'a sequence of {start + T} tokens is longer than block_size={self.block_size}: shorten it')
+        if inputs.is_floating_point():
+            tokens = inputs @ self.tokens.weight
+        else:
+            tokens = self.tokens(inputs)
+        return self.dropout(tokens + self.positions.weight[start : start + T])
+
+    def last_logits(self, inputs: Tensor) -> Tensor:
+        """Logits `(B, v)` of the token after the last position.
+
+        The last block computes queries, projection and feed-forward for that position alone: nothing else is used.
+        """
+        x = self.embed(inputs)
+        for block in self.blocks[:-1]:
+            x, _ = block(x)
+        if len(self.blocks):
+            x, _ = self.blocks[-1](x, last_only=True)
+        return self.head(self.norm(x[:, -1]))
+
+    @torch.no_grad()
+    def generate(
+        self, idx: Tensor, num_tokens: int, temperature: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """`idx (B, T)` continued by `num_tokens` tokens drawn from the model: `(B, T + num_tokens)` int64.
+
+        Each token is drawn from softmax(logits / temperature); temperature 0 takes the likeliest. Keys and values of
+        earlier tokens are kept, so a token costs one position. Draws come from `generator`, or from a new one seeded
+        with 0 when none is given. Dropout is off.
+
+        Raises ValueError for an empty `idx`, a negative temperature, and more than block_size + 1 tokens in all.
+        """
+        if idx.ndim != 2 or idx.shape[1] < 1:
+            raise ValueError(f'idx of shape {tuple(idx.shape)} holds no token to go on from: give (B, T) with T >= 1')
+        if idx.shape[1] + num_tokens > self.block_size + 1:
+            raise ValueError(
+                f'num_tokens={num_tokens} after {idx.shape[1]} tokens exceeds block_size + 1 = {self.block_size + 1}'
+            )
+        if temperature < 0:
+            raise ValueError(f'temperature={temperature} is negative: use 0 (the likeliest token) or more')
+        if generator is None:
+            generator = torch.Generator(device=idx.device).manual_seed(0)
+        was_training = self.training
+        self.eval()
+        caches: list[KeyValues | None] = [None] * len(self.blocks)
+        x = self.embed(idx)
+        for _ in range(num_tokens):
+            for i, block in enumerate(self.blocks):
+                x, caches[i] = block(x, cache=caches[i])
+            token = _draw(self.head(self.norm(x[:, -1])), temperature, generator)
+            idx = torch.cat((idx, token), dim=1)
+            if idx.shape[1] <= self.block_size:
+                x = self.embed(token, start=idx.shape[1] - 1)
+        self.train(was_training)
+        return idx
+
+
+class MLM(CLM):
+    """Predicts the last token of a sequence from those before it: the same weights as CLM, logits `(B, v)`."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits `(B, v)` of the token that follows the inputs."""
+        return self.last_logits(inputs)
+
+
+def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    return torch.multinomial(torch.softmax(logits.float() / temperature, -1), 1, generator=generator)
+
+
+def set_dropout_key(model: nn.Module, key: int) -> None:
+    """Makes every dropout mask of the next forward pass a function of `key` (and of the layer)."""
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.key.fill_(key)
+
+
+def num_parameters(model: nn.Module) -> int:
+    """The number of trained numbers in a model."""
+    return sum(math.prod(p.shape) for p in model.parameters())
