@@ -1,0 +1,283 @@
+"""What can be known exactly of the tokens of a tree grammar: marginals, joints of two tokens, and entropies.
+
+Given its ancestor, a token knows nothing of the rest of the tree. So the law of one token is a product of transition
+matrices along its path, and the law of two tokens is that of their lowest common ancestor's children with one such
+product on either side: `T` is the rule tensor of a level, `P_L[a, b] = sum_c T[a, b, c]` leads to the left child and
+`P_R[a, c] = sum_b T[a, b, c]` to the right one. All numbers are float64, on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from RLM_clean.datasets.tree_grammar import TreeGrammar
+from RLM_clean.streams import random_words, stream_key
+
+# Entries of float64 temporaries at a time: rules of v = 512 and pairs of tokens go through in blocks of this size.
+_ENTRIES_PER_BLOCK = 2**22
+# Sentences that are given to the exact inference at a time.
+_SEQUENCES_PER_BATCH = 1024
+
+
+# ---------------------------------------------------------------------- one token
+
+
+def level_marginals(grammar: TreeGrammar) -> list[Tensor]:
+    """For each level l = 0 (the root) to L the laws of its symbols, `(2^l, v)`: `P(x_k = a)` of node k, left to right.
+
+    `p_{2k} = p_k P_L`, `p_{2k+1} = p_k P_R`, from the prior down.
+    """
+    return _laws(grammar, _transitions(grammar))
+
+
+def leaf_marginals(grammar: TreeGrammar) -> Tensor:
+    """`P(x_i = a)` for every token i, `(2^L, v)`."""
+    return level_marginals(grammar)[-1]
+
+
+# ---------------------------------------------------------------------- two tokens
+
+
+def joint(grammar: TreeGrammar, i: int, j: int) -> Tensor:
+    """`P(x_i = a, x_j = b)`, `(v, v)`: diagonal for i = j, and the transpose of `joint(grammar, j, i)`.
+
+    With p the law of the lowest common ancestor, `Q[b, c] = sum_a p[a] T[a, b, c]` that of its children, and A, B the
+    products of transition matrices from these children to the two tokens: `P = A^T Q B`.
+
+    Raises ValueError for positions outside 0..2^L - 1.
+    """
+    for position in (i, j):
+        _check_position(position, 2**grammar.L)
+    if i > j:
+        return joint(grammar, j, i).T
+    steps = _transitions(grammar)
+    laws = _laws(grammar, steps)
+    if i == j:
+        return torch.diag(laws[-1][i])
+    height = (i ^ j).bit_length()
+    top = grammar.L - height
+    pair = (laws[top][i >> height] @ grammar.level_rules(top).flatten(1)).view(grammar.v, grammar.v)
+    for level in range(top + 1, grammar.L):
+        # The next bit of a position, from the highest, tells whether the path turns left (0) or right (1).
+        below = grammar.L - 1 - level
+        pair = steps[level][i >> below & 1].T @ pair @ steps[level][j >> below & 1]
+    return pair
+
+
+def covariance(grammar: TreeGrammar, i: int, j: int) -> Tensor:
+    """`C[a, b] = P(x_i = a, x_j = b) - P(x_i = a) P(x_j = b)`, `(v, v)`; its rows and columns sum to zero.
+
+    Raises ValueError for positions outside 0..2^L - 1.
+    """
+    pair = joint(grammar, i, j)
+    return pair - pair.sum(1, keepdim=True) * pair.sum(0)
+
+
+def mutual_information(grammar: TreeGrammar, i: int, j: int) -> float:
+    """`I(x_i; x_j) = sum_ab P(a, b) ln(P(a, b) / (P(a) P(b)))` in nats; the entropy of the token for i = j.
+
+    Raises ValueError for positions outside 0..2^L - 1.
+    """
+    return _information(joint(grammar, i, j)).item()
+
+
+def mutual_information_by_distance(grammar: TreeGrammar, max_pairs: int = 2**12) -> Tensor:
+    """Mean mutual information of two tokens at each tree distance, `(L,)` in nats: entry h - 1 is for height h.
+
+    The height h = 1..L is that of the lowest common ancestor above the tokens. There are 2^(L + h - 2) pairs of height
+    h: the mean is over all of them if they are no more than `max_pairs` (every height of sequences up to 128 tokens by
+    default), and otherwise over `max_pairs` of them, drawn uniformly with replacement from a random stream that the
+    height and the grammar's `seed_samples` own. Each pair is exact and costs two products of `(v, v)` matrices: the
+    products of transition matrices below a height are shared by all of its pairs.
+
+    Raises ValueError for max_pairs below 1.
+    """
+    if max_pairs < 1:
+        raise ValueError(f'max_pairs={max_pairs} leaves nothing to average: use 1 or more')
+    v, L = grammar.v, grammar.L
+    steps = _transitions(grammar)
+    laws = _laws(grammar, steps)
+    # paths[w]: from a child of the common ancestor to the leaf w below it; the highest bit of w is the first step.
+    paths = torch.eye(v, dtype=torch.float64)[None]
+    means = torch.empty(L, dtype=torch.float64)
+    rules = _rules_from_the_leaves(grammar)
+    for height in range(1, L + 1):
+        level = L - height
+        if height > 1:
+            left, right = steps[level + 1]
+            paths = torch.cat((left @ paths, right @ paths))
+        T = next(rules).flatten(1)
+        total = 0.0
+        words = _pairs_of_height(grammar, height, max_pairs)
+        for chunk in words.split(max(1, _ENTRIES_PER_BLOCK // v**2)):
+            # Three fields of a word: the ancestor, and the paths to the tokens below its left and its right child.
+            nodes, where = torch.unique(chunk >> 2 * (height - 1), return_inverse=True)
+            lefts, rights = chunk >> (height - 1) & len(paths) - 1, chunk & len(paths) - 1
+            pairs = (laws[level][nodes] @ T).view(-1, v, v)[where]
+            total += _information(paths[lefts].mT @ pairs @ paths[rights]).sum().item()
+        means[height - 1] = total / len(words)
+    return means
+
+
+# ---------------------------------------------------------------------- entropies
+
+
+def rule_entropy(rules: Tensor) -> Tensor:
+    """`-sum_bc M[a, b, c] ln M[a, b, c]` of each parent a, `(v,)` nats, for rules `(v, v, v)`."""
+    return torch.cat([torch.special.entr(block).sum((1, 2)) for block in _parents(rules)])
+
+
+def participation_ratio(rules: Tensor) -> Tensor:
+    """`Y_2[a] = sum_bc M[a, b, c]^2` of each parent a, `(v,)`, for rules `(v, v, v)`.
+
+    The chance that two draws of one rule agree: 1 / Y_2 is the effective number of productions of a, from 1 (frozen)
+    to v^2 (uniform). The order parameter of the freezing of a random energy model: B. Derrida, Phys. Rev. B 24, 2613
+    (1981); M. Mezard and A. Montanari, Information, Physics, and Computation, ch. 5 (2009).
+    """
+    return torch.cat([block.square().sum((1, 2)) for block in _parents(rules)])
+
+
+def tree_entropy(grammar: TreeGrammar) -> float:
+    """The entropy of a whole derivation, all of its symbols, in nats.
+
+    By the chain rule `H(prior) + sum over inner nodes k of sum_a P(x_k = a) h_k[a]`, with h the entropy of the rules.
+    """
+    entropy = torch.special.entr(grammar.prior).sum().item()
+    laws = level_marginals(grammar)
+    shared = rule_entropy(grammar.rules[0]) if grammar.shared else None
+    for level in range(grammar.L):
+        of_rules = rule_entropy(grammar.rules[level]) if shared is None else shared
+        entropy += (laws[level].sum(0) @ of_rules).item()
+    return entropy
+
+
+def leaves_entropy(grammar: TreeGrammar, num_samples: int = 2**12, max_sequences: int = 2**24) -> tuple[float, float]:
+    """The entropy of a sequence of tokens, in nats, and its standard error.
+
+    Exact, with a standard error of 0, when there are no more than `max_sequences` of the v^(2^L) sequences to sum over.
+    Otherwise from the trees 0..num_samples - 1 of the stream 'floors': the mean of `-ln P(leaves)`, with `-ln P(tree)`
+    as control variate, whose mean is known exactly (`tree_entropy`). The two are close to each other where the leaves
+    tell the tree, and there the error is far below that of the plain mean. The coefficient is that of the regression
+    on the same samples, which biases the value by O(1 / num_samples), less than its error of O(1 / sqrt num_samples).
+
+    Raises ValueError for num_samples below 3.
+    """
+    if grammar.v**2**grammar.L <= max_sequences:
+        return _summed_leaves_entropy(grammar), 0.0
+    if num_samples < 3:
+        raise ValueError(f'num_samples={num_samples} gives no standard error: use 3 or more')
+    from RLM_clean.inference import log_likelihood
+
+    trees = [symbols.cpu() for symbols in grammar.trees(0, num_samples, 'floors')]
+    leaves = trees[-1].split(_SEQUENCES_PER_BATCH)
+    surprise = torch.cat([-log_likelihood(grammar, batch).double().cpu() for batch in leaves])
+    control = -_tree_log_probabilities(grammar, trees)
+    deviation = control - control.mean()
+    spread = deviation.square().sum().item()
+    # A grammar whose trees are all equally likely leaves nothing to regress on.
+    slope = (deviation @ surprise).item() / spread if spread > 1e-20 * num_samples else 0.0
+    residual = surprise - slope * (control - tree_entropy(grammar))
+    return residual.mean().item(), math.sqrt(
+        residual.var().item() * (num_samples - 1) / (num_samples - 2) / num_samples
+    )
+
+
+def ambiguity(grammar: TreeGrammar, num_samples: int = 2**12, max_sequences: int = 2**24) -> tuple[float, float]:
+    """The entropy of the tree given its leaves, in nats, and its standard error: `tree_entropy - leaves_entropy`.
+
+    Zero where every sequence has a single derivation. Arguments and errors are those of `leaves_entropy`.
+    """
+    entropy, error = leaves_entropy(grammar, num_samples, max_sequences)
+    return tree_entropy(grammar) - entropy, error
+
+
+# ---------------------------------------------------------------------- inside
+
+
+def _check_position(position: int, n: int) -> None:
+    if not 0 <= position < n:
+        raise ValueError(f'position={position} is outside a sequence of {n} tokens: use 0 to {n - 1}')
+
+
+def _parents(rules: Tensor) -> Iterator[Tensor]:
+    """Blocks of parents of a rule tensor as float64, normalised as the grammar itself does it."""
+    for block in rules.split(max(1, _ENTRIES_PER_BLOCK // rules.shape[1] ** 2)):
+        exact = block.double()
+        yield exact / exact.sum((1, 2), keepdim=True)
+
+
+def _transitions(grammar: TreeGrammar) -> list[tuple[Tensor, Tensor]]:
+    """`(P_L, P_R)` of each level, two matrices `(v, v)` from a node to its left and to its right child."""
+    pairs = []
+    for rules in grammar.rules:
+        blocks = [(block.sum(2), block.sum(1)) for block in _parents(rules)]
+        left, right = (torch.cat(side).cpu() for side in zip(*blocks, strict=True))
+        pairs.append((left, right))
+    return pairs * grammar.L if grammar.shared else pairs
+
+
+def _laws(grammar: TreeGrammar, steps: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    levels = [grammar.prior[None]]
+    for left, right in steps:
+        levels.append(torch.stack((levels[-1] @ left, levels[-1] @ right), dim=1).flatten(0, 1))
+    return levels
+
+
+def _rules_from_the_leaves(grammar: TreeGrammar) -> Iterator[Tensor]:
+    """The rules of levels L - 1, ..., 0; the ones that all levels share are built once."""
+    T = grammar.level_rules(grammar.L - 1)
+    yield T
+    for level in range(grammar.L - 2, -1, -1):
+        T = T if grammar.shared else grammar.level_rules(level)
+        yield T
+
+
+def _pairs_of_height(grammar: TreeGrammar, height: int, max_pairs: int) -> Tensor:
+    """Numbers in 0..2^(L + height - 2) - 1, one for each pair of that height: all of them, or a sample."""
+    bits = grammar.L + height - 2
+    if 2**bits <= max_pairs:
+        return torch.arange(2**bits)
+    key = stream_key(grammar.seed_samples, 'floors', height)
+    return random_words(key, torch.arange(max_pairs)) & ((1 << bits) - 1)
+
+
+def _information(pairs: Tensor) -> Tensor:
+    """Mutual information of joint laws `(..., v, v)`, `(...)` nats.
+
+    `sum_ab P(a) P(b) f(P(a, b) / (P(a) P(b)))` with `f(r) = r ln r - r + 1`: the terms `1 - r` sum to zero, and
+    without them the terms of weak correlations, which are of second order in r - 1, would drown in their rounding.
+    """
+    independent = pairs.sum(-1, keepdim=True) * pairs.sum(-2, keepdim=True)
+    excess = torch.where(independent > 0, pairs / independent - 1, 0.0)
+    far = torch.xlogy(1 + excess, 1 + excess) - excess
+    near = excess.square() * (1 / 2 - excess / 6 + excess.square() / 12)
+    return (independent * torch.where(excess.abs() < 1e-3, near, far)).sum((-2, -1))
+
+
+def _summed_leaves_entropy(grammar: TreeGrammar) -> float:
+    """The entropy of the leaves by the sum over all sequences, which are never all in memory.
+
+    `U[a, s]` is the probability that a symbol of the level has the leaves s; the sequences are the pairs of the left
+    and the right half below the root.
+    """
+    v, L = grammar.v, grammar.L
+    U = torch.eye(v, dtype=torch.float64)
+    rules = _rules_from_the_leaves(grammar)
+    for _ in range(L - 1):
+        U = (U.T @ (next(rules) @ U)).flatten(1)
+    half = U.T @ (grammar.prior @ next(rules).flatten(1)).view(v, v)
+    blocks = half.split(max(1, _ENTRIES_PER_BLOCK // U.shape[1]))
+    return sum(torch.special.entr(block @ U).sum().item() for block in blocks)
+
+
+def _tree_log_probabilities(grammar: TreeGrammar, trees: list[Tensor]) -> Tensor:
+    """`ln P(tree)` of each tree, `(B,)` nats, given level by level as the grammar draws them."""
+    log_probability = grammar.prior[trees[0][:, 0]].log()
+    for level, T in zip(range(grammar.L - 1, -1, -1), _rules_from_the_leaves(grammar), strict=True):
+        children = trees[level + 1]
+        log_probability += T[trees[level], children[:, ::2], children[:, 1::2]].log().sum(1)
+    return log_probability
