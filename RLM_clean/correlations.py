@@ -19,8 +19,6 @@ from RLM_clean.streams import random_words, stream_key
 
 # Entries of float64 temporaries at a time: rules of v = 512 and pairs of tokens go through in blocks of this size.
 _ENTRIES_PER_BLOCK = 2**22
-# Sentences that are given to the exact inference at a time.
-_SEQUENCES_PER_BATCH = 1024
 
 
 # ---------------------------------------------------------------------- one token
@@ -172,10 +170,9 @@ def leaves_entropy(grammar: TreeGrammar, num_samples: int = 2**12, max_sequences
         raise ValueError(f'num_samples={num_samples} gives no standard error: use 3 or more')
     from RLM_clean.inference import log_likelihood
 
-    trees = [symbols.cpu() for symbols in grammar.trees(0, num_samples, 'floors')]
-    leaves = trees[-1].split(_SEQUENCES_PER_BATCH)
-    surprise = torch.cat([-log_likelihood(grammar, batch).double().cpu() for batch in leaves])
-    control = -_tree_log_probabilities(grammar, trees)
+    trees = grammar.trees(0, num_samples, 'floors')
+    surprise = -log_likelihood(grammar, trees[-1]).cpu()
+    control = -_tree_log_probabilities(grammar, [symbols.cpu() for symbols in trees])
     deviation = control - control.mean()
     spread = deviation.square().sum().item()
     # A grammar whose trees are all equally likely leaves nothing to regress on.
@@ -215,7 +212,7 @@ def _transitions(grammar: TreeGrammar) -> list[tuple[Tensor, Tensor]]:
     pairs = []
     for rules in grammar.rules:
         blocks = [(block.sum(2), block.sum(1)) for block in _parents(rules)]
-        left, right = (torch.cat(side).cpu() for side in zip(*blocks, strict=True))
+        left, right = (torch.cat(side) for side in zip(*blocks, strict=True))
         pairs.append((left, right))
     return pairs * grammar.L if grammar.shared else pairs
 

@@ -125,12 +125,23 @@ def test_rule_entropies_and_participation_ratios_are_sums_over_productions(gramm
     assert correlations.participation_ratio(rules).tolist() == pytest.approx(expected, abs=1e-12)
 
 
-def test_measures_of_rules_do_not_depend_on_their_blocks(monkeypatch):
-    rules = RLM(v=9, L=1, seed_rules=3).rules[0]
-    whole = correlations.rule_entropy(rules), correlations.participation_ratio(rules)
-    monkeypatch.setattr(correlations, '_ENTRIES_PER_BLOCK', 200)
-    blocks = correlations.rule_entropy(rules), correlations.participation_ratio(rules)
-    torch.testing.assert_close(blocks, whole, rtol=1e-14, atol=0)
+def test_measures_do_not_depend_on_the_blocks_they_are_computed_in(monkeypatch):
+    grammar = RLM(v=6, L=3, seed_rules=3)
+
+    def measures() -> list[Tensor]:
+        rules = grammar.rules[0]
+        leaves, _ = correlations.leaves_entropy(grammar)
+        return [
+            correlations.rule_entropy(rules),
+            correlations.participation_ratio(rules),
+            correlations.joint(grammar, 2, 4),
+            correlations.mutual_information_by_distance(grammar),
+            torch.tensor([leaves, correlations.tree_entropy(grammar)], dtype=torch.float64),
+        ]
+
+    whole = measures()
+    monkeypatch.setattr(correlations, '_ENTRIES_PER_BLOCK', 80)
+    torch.testing.assert_close(measures(), whole, rtol=1e-12, atol=0)
 
 
 def test_uniform_and_frozen_rules_have_known_entropies():
@@ -248,6 +259,14 @@ def test_sampled_entropy_of_leaves_is_the_summed_one_within_its_stated_error(enu
         scores.append((value - correlations.leaves_entropy(grammar)[0]) / error)
     assert 0.4 < torch.tensor(scores).square().mean() < 2.1
     assert correlations.ambiguity(grammar, 512, 0) == pytest.approx((correlations.tree_entropy(grammar) - value, error))
+
+
+def test_sampled_entropy_of_leaves_is_the_same_by_belief_propagation_and_by_enumeration(monkeypatch):
+    grammar = random_grammar(3, 2, 5)
+    by_propagation = correlations.leaves_entropy(grammar, num_samples=100, max_sequences=0)
+    monkeypatch.setattr('RLM_clean.inference.log_likelihood', enumerated_log_likelihood)
+    by_enumeration = correlations.leaves_entropy(grammar, num_samples=100, max_sequences=0)
+    assert by_propagation == pytest.approx(by_enumeration, rel=1e-10)
 
 
 def test_sampled_entropy_needs_no_luck_where_leaves_tell_the_tree(enumerated_inference):
