@@ -1,6 +1,7 @@
 """Languages: grammars on a binary tree, from which sequences are drawn."""
 
+from RLM_clean.datasets.random_hierarchy_model import RHM
 from RLM_clean.datasets.random_language_model import RLM
 from RLM_clean.datasets.tree_grammar import TreeGrammar
 
-__all__ = ['RLM', 'TreeGrammar']
+__all__ = ['RHM', 'RLM', 'TreeGrammar']
