@@ -1,19 +1,64 @@
-"""What is measured of a model and of a language: losses, accuracies, entropies, distances from the best predictor."""
+"""What is measured of a model and of a language: losses, floors, and distances from the best possible predictors.
+
+The floors `H_k = H(x_n | last k tokens)` are the losses of the best predictors that see k tokens; the last one,
+`H_(n-1)`, is the lowest loss of any model (the Bayes floor). All losses and entropies are in nats.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import count, takewhile
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from RLM_clean.correlations import (
+    ambiguity,
+    covariance,
+    joint,
+    leaf_marginals,
+    leaves_entropy,
+    level_marginals,
+    mutual_information,
+    mutual_information_by_distance,
+    participation_ratio,
+    rule_entropy,
+    tree_entropy,
+)
+from RLM_clean.counting import (
+    count_joint,
+    count_ngrams,
+    empirical_entropy,
+    empirical_joint,
+    empirical_marginals,
+    empirical_mutual_information,
+)
 from RLM_clean.datasets import TreeGrammar
+from RLM_clean.inference import all_next_token_probs, next_token_probs
+
+__all__ = [
+    'Language', 'Reference', 'ambiguity', 'bayes_floor', 'conditional_entropy', 'count_joint', 'count_ngrams', 'covariance',
+    'divergence_from_window', 'empirical_entropy', 'empirical_joint', 'empirical_marginals',
+    'empirical_mutual_information', 'entropy', 'excess_loss', 'joint', 'leaf_marginals', 'leaves_entropy',
+    'level_marginals', 'marginal', 'mutual_information', 'mutual_information_by_distance', 'participation_ratio',
+    'reference', 'rule_entropy', 'test', 'tree_entropy', 'window_distribution', 'window_entropies', 'window_ladder',
+]  # fmt: skip
 
 Logits = Callable[[nn.Module, Tensor], Tensor]
+Estimate = tuple[float, float]
 
 # Sequences times tokens in one forward pass of an evaluation: bounds its memory.
 _TOKENS_PER_PASS = 2**15
+# Entries of a joint distribution of tokens that is summed over exactly (8 bytes each).
+_EXACT_ENTRIES = 2**24
+# Multiplications in float64 that the sampled posteriors of one quantity may take: some seconds on two cores.
+_SAMPLING_BUDGET = 2e11
+# Entries of the posteriors that are kept for the excess loss (8 bytes each).
+_REFERENCE_ENTRIES = 2**24
 
 
 def apply_model(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -28,24 +73,59 @@ def test(model: nn.Module, inputs: Tensor, targets: Tensor, logits: Logits = app
     The loss is the mean of -ln q(target), summed in float64; `logits(model, inputs)` gives the logits for the targets.
     The model is in eval mode during the call and comes back as it was.
     """
+    loss, correct = 0.0, 0
+    for scores, y in _evaluate(model, inputs, targets, logits):
+        flat = scores.flatten(0, -2)
+        loss += F.cross_entropy(flat, y.flatten(), reduction='none').double().sum().item()
+        correct += int((flat.argmax(-1) == y.flatten()).sum().item())
+    return loss / targets.numel(), correct / targets.numel()
+
+
+def _evaluate(
+    model: nn.Module, inputs: Tensor, others: Tensor, logits: Logits
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Logits in float32 or better, chunk by chunk, beside the rows of `others`; the model is in eval mode meanwhile."""
     was_training = model.training
     model.eval()
     size = max(1, _TOKENS_PER_PASS // inputs.shape[1])
-    loss, correct = 0.0, 0
-    for x, y in zip(inputs.split(size), targets.split(size), strict=True):
-        scores = logits(model, x).flatten(0, -2).float()
-        loss += F.cross_entropy(scores, y.flatten(), reduction='none').double().sum().item()
-        correct += int((scores.argmax(-1) == y.flatten()).sum().item())
+    for x, y in zip(inputs.split(size), others.split(size), strict=True):
+        scores = logits(model, x)
+        yield (scores if scores.dtype == torch.float64 else scores.float()), y
     model.train(was_training)
-    return loss / targets.numel(), correct / targets.numel()
 
 
 # ---------------------------------------------------------------------- entropies of the last token
 
 
-def entropy_of(p: Tensor) -> Tensor:
-    """`-sum p ln p` over the last axis, in nats; 0 ln 0 = 0."""
-    return -torch.xlogy(p, p).sum(-1)
+def window_distribution(grammar: TreeGrammar, m: int) -> Tensor:
+    """`P(x_{n-m+1}, ..., x_n)`, the joint distribution of the last m tokens, `(v,) * m` float64, exact.
+
+    From the leaves up, `U[a, tokens]` is the probability of the last tokens below a symbol a. The cost is v^(m+1).
+    Raises ValueError for m outside 1..n.
+    """
+    n = 2**grammar.L
+    if not 1 <= m <= n:
+        raise ValueError(f'm={m} is no number of tokens of a sequence of {n}: use 1 to {n}')
+    height = (m - 1).bit_length()
+    spine = right_spine(grammar)
+    if height == 0:
+        return spine[-1]
+    v, half = grammar.v, 2 ** (height - 1)
+    level = grammar.L - height
+    pair = (spine[level] @ grammar.level_rules(level).flatten(1)).view(v, v)
+    left, right = _below(grammar, height - 1, m - half), _below(grammar, height - 1, half)
+    return (left.T @ pair @ right).view((v,) * m)
+
+
+def _below(grammar: TreeGrammar, height: int, m: int) -> Tensor:
+    """`U[a, tokens]`, `(v, v^m)`: the probability of the last m of the 2^height tokens below a symbol a."""
+    if height == 0:
+        return torch.eye(grammar.v, dtype=torch.float64)
+    rules, half = grammar.level_rules(grammar.L - height), 2 ** (height - 1)
+    if m <= half:
+        return rules.sum(1) @ _below(grammar, height - 1, m)
+    left, right = _below(grammar, height - 1, m - half), _below(grammar, height - 1, half)
+    return (left.T @ (rules @ right)).flatten(1)
 
 
 def right_spine(grammar: TreeGrammar) -> list[Tensor]:
@@ -56,18 +136,219 @@ def right_spine(grammar: TreeGrammar) -> list[Tensor]:
     return distributions
 
 
-def last_pair(grammar: TreeGrammar) -> Tensor:
-    """`P(x_{n-1} = b, x_n = c)`, `(v, v)` float64: the last two tokens are siblings at every depth."""
-    parent = right_spine(grammar)[-2]
-    return torch.einsum('a,abc->bc', parent, grammar.level_rules(grammar.L - 1))
-
-
 def marginal(grammar: TreeGrammar) -> float:
-    """`H(x_n)`, the entropy of the last token in nats, exact: the loss of the best predictor that sees nothing."""
-    return entropy_of(right_spine(grammar)[-1]).item()
+    """`H(x_n)`, the entropy of the last token, exact: the loss of the best predictor that sees nothing."""
+    return torch.special.entr(window_distribution(grammar, 1)).sum().item()
 
 
 def conditional_entropy(grammar: TreeGrammar) -> float:
-    """`H(x_n | x_{n-1})` in nats, exact: the loss of the best predictor that sees one token. The floor when L = 1."""
-    pair = last_pair(grammar)
-    return (entropy_of(pair.flatten()) - entropy_of(pair.sum(1))).item()
+    """`H(x_n | x_{n-1})`, exact: the loss of the best predictor that sees one token. The Bayes floor when L = 1."""
+    return _exact_window_entropy(grammar, 1)
+
+
+def _exact_window_entropy(grammar: TreeGrammar, k: int) -> float:
+    joint = window_distribution(grammar, k + 1).flatten()
+    context = joint.view(-1, grammar.v).sum(1)
+    return (torch.special.entr(joint).sum() - torch.special.entr(context).sum()).item()
+
+
+def entropy(grammar: TreeGrammar, num_samples: int = 4096) -> Estimate:
+    """`H(x_n | x_1..x_{n-1})`, the Bayes floor, and its standard error: see `window_entropies`."""
+    k = 2**grammar.L - 1
+    return window_entropies(grammar, [k], num_samples)[k]
+
+
+def window_entropies(
+    grammar: TreeGrammar, ks: Iterable[int] | None = None, num_samples: int = 4096, seed: int | None = None
+) -> dict[int, Estimate]:
+    """`{k: (H(x_n | last k tokens), standard error)}` in nats, for k = 0, 1, 3, 7, ..., n-1 by default.
+
+    Exact, with an error of 0, where the sum over all contexts is affordable: always for k = 0 and 1. Otherwise the
+    mean of the entropy of the exact posterior over contexts of sampled sequences (the first of the stream 'floors' of
+    `seed`, by default the grammar's own): unbiased, and with less variance than the mean of -ln P(x_n | context).
+    There are `num_samples` contexts, fewer where one is so dear that they would take more than some seconds.
+
+    Raises ValueError for k outside 0..n-1.
+    """
+    n, v = 2**grammar.L, grammar.v
+    result: dict[int, Estimate] = {}
+    for k in window_ladder(n - 1) if ks is None else ks:
+        if not 0 <= k < n:
+            raise ValueError(f'k={k} is no window before the last of {n} tokens: use 0 to {n - 1}')
+        if k <= 1 or v ** (k + 1) <= _EXACT_ENTRIES:
+            result[k] = (_exact_window_entropy(grammar, k), 0.0)
+            continue
+        inputs = _sample_contexts(grammar, k, _affordable(grammar, k, num_samples), seed)
+        result[k] = _mean_and_error(torch.special.entr(next_token_probs(grammar, inputs)).sum(1))
+    return result
+
+
+def window_ladder(context_size: int) -> list[int]:
+    """The windows 0, 1, 3, 7, ... up to a context, which complete one level of the tree after the other, and itself."""
+    return [*takewhile(lambda k: k < context_size, (2**l - 1 for l in count())), context_size]
+
+
+def _affordable(grammar: TreeGrammar, k: int, num_samples: int) -> int:
+    """How many contexts of k tokens the budget allows: a posterior takes about k/2 contractions of v^3."""
+    return max(64, min(num_samples, int(_SAMPLING_BUDGET / (max(1, k / 2) * grammar.v**3))))
+
+
+def _sample_contexts(grammar: TreeGrammar, k: int, number: int, seed: int | None) -> Tensor:
+    """The k tokens before the last one, `(count, k)`, of the first sequences of the stream 'floors'."""
+    leaves = grammar.sequences(0, number, 'floors', seed=seed)
+    return leaves[:, leaves.shape[1] - 1 - k : -1]
+
+
+def _mean_and_error(values: Tensor, weights: Tensor | None = None) -> Estimate:
+    """The mean of one value a context and its standard error; 0 where the weights say that the mean is a whole sum."""
+    if weights is not None:
+        return (values @ weights).item(), 0.0
+    return values.mean().item(), values.std().item() / math.sqrt(len(values))
+
+
+# ---------------------------------------------------------------------- distance from the best predictors
+
+
+@dataclass
+class Reference:
+    """Contexts and the exact posteriors of what follows them, against which models are measured.
+
+    Attributes:
+        inputs: contexts `(N, T)`, int64.
+        posteriors: `P(next token | context)`, `(N, v)`, or `(N, T, v)` for the token after each position; float64.
+        weights: the probabilities `(N,)` of the contexts where these are all there are; None for a sample.
+    """
+
+    inputs: Tensor
+    posteriors: Tensor
+    weights: Tensor | None
+
+    def floor(self) -> Estimate:
+        """The mean entropy of the posteriors, which is the lowest loss on them, and its standard error."""
+        return _mean_and_error(self._per_context(torch.special.entr(self.posteriors).sum(-1)), self.weights)
+
+    @torch.no_grad()
+    def divergence(self, model: nn.Module, logits: Logits = apply_model) -> Estimate:
+        """`E KL(P || q)`, q the model: the mean over contexts (and positions) of `sum_x P(x) ln(P(x) / q(x))`."""
+        divergences = []
+        for scores, p in _evaluate(model, self.inputs, self.posteriors, logits):
+            log_q = torch.log_softmax(scores.double(), -1).to(p.device)
+            divergences.append(-(torch.special.entr(p) + p * log_q).sum(-1))
+        return _mean_and_error(self._per_context(torch.cat(divergences)), self.weights)
+
+    def to(self, device: torch.device) -> Reference:
+        """The same with its inputs where a model is."""
+        return Reference(self.inputs.to(device), self.posteriors, self.weights)
+
+    @staticmethod
+    def _per_context(values: Tensor) -> Tensor:
+        return values.view(len(values), -1).mean(1)
+
+
+@dataclass
+class Language:
+    """A grammar with the exact losses of a task, in nats, and the contexts that models are measured on.
+
+    `entropy` is the lowest loss of any model, `marginal` that of a predictor that sees nothing, `floors` those of
+    predictors that see k tokens, {k: (value, standard error)}.
+    """
+
+    grammar: TreeGrammar
+    reference: Reference
+    entropy: float
+    marginal: float
+    floors: dict[int, Estimate]
+
+    def losses(self) -> dict[str, Any]:
+        """The exact losses, as they stand in files."""
+        return {'entropy': self.entropy, 'marginal': self.marginal, 'floors': self.floors}
+
+    def rules(self) -> Tensor:
+        """The rules, as they stand in files: `(v, v, v)` where all levels share them, `(L, v, v, v)` otherwise."""
+        return self.grammar.rules[0] if self.grammar.shared else torch.stack(self.grammar.rules)
+
+
+def reference(
+    grammar: TreeGrammar,
+    context_size: int | None = None,
+    objective: str = 'last',
+    num_samples: int = 4096,
+    seed: int | None = None,
+) -> Reference:
+    """Contexts of `context_size` tokens (n - 1 by default) before x_n, and the exact posteriors of what follows.
+
+    All contexts with their probabilities where there are no more than `num_samples`, as for L = 1; otherwise those of
+    sampled sequences, as in `window_entropies`. For the objective 'all' the posteriors are those of the token after
+    each position given the context up to it.
+    """
+    size = 2**grammar.L - 1 if context_size is None else context_size
+    v = grammar.v
+    if v**size <= num_samples and v ** (size + 1) <= _EXACT_ENTRIES:
+        return _whole_reference(grammar, size, objective)
+    number = _affordable(grammar, size * (2 if objective == 'all' else 1), num_samples)
+    number = min(number, max(64, _REFERENCE_ENTRIES // (v * (size if objective == 'all' else 1))))
+    inputs = _sample_contexts(grammar, size, number, seed)
+    if objective == 'last':
+        return Reference(inputs, next_token_probs(grammar, inputs).cpu(), None)
+    leaves = torch.cat((inputs, torch.zeros_like(inputs[:, :1])), 1)  # the last token conditions nothing
+    return Reference(inputs, all_next_token_probs(grammar, leaves)[:, 1:].cpu(), None)
+
+
+def _whole_reference(grammar: TreeGrammar, size: int, objective: str) -> Reference:
+    joint = window_distribution(grammar, size + 1)
+    weights = joint.flatten(0, size - 1).sum(1)
+    possible = torch.nonzero(weights).flatten()
+    inputs = torch.stack(torch.unravel_index(possible, (grammar.v,) * size), dim=1)
+    posteriors = []
+    for seen in range(size, 0, -1):
+        given = joint[tuple(inputs[:, :seen].unbind(1))]
+        posteriors.append(given / given.sum(1, keepdim=True))
+        if objective == 'last':
+            break
+        joint = joint.sum(-1)
+    stacked = posteriors[0] if objective == 'last' else torch.stack(posteriors[::-1], dim=1)
+    return Reference(inputs, stacked, weights[possible])
+
+
+def bayes_floor(grammar: TreeGrammar, objective: str = 'last', num_samples: int = 4096) -> Estimate:
+    """The lowest loss that any model can have on an objective, in nats, and its standard error.
+
+    For 'last' `H(x_n | x_1..x_{n-1})`; for 'all' the mean over i = 2..n of `H(x_i | x_1..x_{i-1})`.
+    """
+    if objective == 'last':
+        return entropy(grammar, num_samples)
+    return reference(grammar, None, objective, num_samples).floor()
+
+
+def excess_loss(
+    model: nn.Module,
+    grammar: TreeGrammar,
+    context_size: int | None = None,
+    objective: str = 'last',
+    num_samples: int = 4096,
+    logits: Logits = apply_model,
+) -> Estimate:
+    """`E KL(Bayes || model)`: by how much the model's loss exceeds the lowest possible one, and its standard error.
+
+    The mean over contexts of exact divergences: exact (error 0) where all contexts are summed over, as for L = 1. The
+    model sees the last `context_size` tokens (n - 1 by default) and is compared with the best predictor that does.
+    """
+    return reference(grammar, context_size, objective, num_samples).to(_device(model)).divergence(model, logits)
+
+
+def divergence_from_window(
+    model: nn.Module, grammar: TreeGrammar, k: int, num_samples: int = 4096, logits: Logits = apply_model
+) -> Estimate:
+    """`E KL(P(x_n | last k tokens) || model)`, the model seeing all n - 1 tokens, and its standard error, in nats.
+
+    Zero for a model that is the best predictor from k tokens: along a training run, the k of the least divergence
+    tells which level of the tree the model has reached.
+    """
+    whole = reference(grammar, None, 'last', num_samples)
+    seen = whole.inputs[:, whole.inputs.shape[1] - k :]
+    posteriors = next_token_probs(grammar, seen).cpu()
+    return Reference(whole.inputs, posteriors, whole.weights).to(_device(model)).divergence(model, logits)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

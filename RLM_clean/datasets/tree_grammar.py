@@ -95,9 +95,12 @@ class TreeGrammar(Dataset):
         indices = torch.arange(first, first + count, device=self.device)
         return self._trees(indices, stream, self._depth(L))
 
-    def sequences(self, first: int, count: int, stream: str = 'train', L: int | None = None) -> Tensor:
-        """The leaves `(count, 2^L)` int64 of the same trees."""
-        return self._leaves(torch.arange(first, first + count, device=self.device), stream, self._depth(L))
+    def sequences(
+        self, first: int, count: int, stream: str = 'train', L: int | None = None, seed: int | None = None
+    ) -> Tensor:
+        """The leaves `(count, 2^L)` int64 of the same trees; `seed` takes the place of seed_samples."""
+        indices = torch.arange(first, first + count, device=self.device)
+        return self._leaves(indices, stream, self._depth(L), seed)
 
     def batches(
         self, step: int, num_steps: int, batch_size: int, stream: str = 'train', L: int | None = None
@@ -187,13 +190,13 @@ class TreeGrammar(Dataset):
             self._permutation = (epoch, order)
         return self._permutation[1]
 
-    def _leaves(self, indices: Tensor, stream: str, depth: int) -> Tensor:
+    def _leaves(self, indices: Tensor, stream: str, depth: int, seed: int | None = None) -> Tensor:
         size = max(1, _NODES_PER_CHUNK.get(self.device.type, 2**15) >> depth)
-        return torch.cat([self._trees(chunk, stream, depth)[-1] for chunk in indices.split(size)])
+        return torch.cat([self._trees(chunk, stream, depth, seed)[-1] for chunk in indices.split(size)])
 
-    def _trees(self, indices: Tensor, stream: str, depth: int) -> list[Tensor]:
+    def _trees(self, indices: Tensor, stream: str, depth: int, seed: int | None = None) -> list[Tensor]:
         """The sampler: node h of tree i (heap order; 0 stands for the draw of the root) uses word i * 2^depth + h."""
-        key = stream_key(self.seed_samples, stream)
+        key = stream_key(self.seed_samples if seed is None else seed, stream)
         base = indices[:, None] << depth
         levels = [self._root_table.draw(torch.zeros_like(base), random_words(key, base))]
         for level in range(depth):

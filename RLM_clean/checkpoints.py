@@ -1,0 +1,287 @@
+"""The files of a run: written atomically, read safely, resumed from, and opened again.
+
+    {outname}_config.pt    {'config', 'rules', 'entropy', 'marginal', 'floors'}
+    {outname}_t{step}.pt   {'model', 'state', 'step'}, and in the newest one alone 'resume'
+    {outname}_previous.pt  while the run lasts: the whole newest checkpoint but one, should the newest be damaged
+    {outname}.pt           {'config', 'output', 'model', 'best'}, written when the run is done
+    {outname}_log.jsonl    one record a line
+    {outname}.png          the learning curve
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Container
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from RLM_clean import init
+from RLM_clean.config import Config
+
+Record = dict[str, Any]
+_TEMPORARY = '.tmp-'
+
+
+class UnreadableFile(ValueError):
+    """A file that cannot be read as one of a run's; `damaged` when it is cut short rather than foreign or unsafe."""
+
+    def __init__(self, message: str, damaged: bool) -> None:
+        super().__init__(message)
+        self.damaged = damaged
+
+
+# ---------------------------------------------------------------------- atomic writing, safe reading
+
+
+def atomic_write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Calls `write` on a temporary file in the folder of `path`, flushes it to the disk and renames it to `path`.
+
+    Whatever happens on the way (a full disk, a signal), the file that was there stays whole.
+    """
+    temporary = path.with_name(f'.{path.name}{_TEMPORARY}{os.getpid()}')
+    try:
+        with open(temporary, 'wb') as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def save(content: dict[str, Any], path: Path) -> None:
+    """Saves tensors and plain Python values atomically."""
+    atomic_write(path, lambda file: torch.save(content, file))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The content of a .pt file, on the CPU, read with weights_only=True: a file can hold data but run no code.
+
+    Raises UnreadableFile for a file that is cut short, and for one that holds anything but tensors and plain values;
+    FileNotFoundError where there is none.
+    """
+    with open(path, 'rb') as file:
+        head = file.read(2)
+    if head in (b'', b'P') or (head == b'PK' and not zipfile.is_zipfile(path)):
+        raise UnreadableFile(f'{path} is cut short: remove it, or begin again with --resume restart', damaged=True)
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError:
+        raise UnreadableFile(
+            f'{path} is no checkpoint that is safe to read: it holds more than tensors and plain values; remove it',
+            damaged=False,
+        ) from None
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnreadableFile(f'{path} is damaged ({reason}): remove it, or begin again with --resume restart', True) from None
+    if not isinstance(content, dict):
+        raise UnreadableFile(f'{path} is no file of a run: it holds a {type(content).__name__}; remove it', damaged=False)
+    return content
+
+
+# ---------------------------------------------------------------------- the files of one run
+
+
+class RunFiles:
+    """The paths of a run's files, and what is done with them."""
+
+    def __init__(self, outname: str | os.PathLike[str]) -> None:
+        self.outname = Path(outname)
+        self.folder = self.outname.parent
+        name = self.outname.name
+        self.config = self.folder / f'{name}_config.pt'
+        self.final = self.folder / f'{name}.pt'
+        self.previous = self.folder / f'{name}_previous.pt'
+        self.log = self.folder / f'{name}_log.jsonl'
+        self.picture = self.folder / f'{name}.png'
+
+    def checkpoint(self, step: int) -> Path:
+        """The path of the checkpoint of a step."""
+        return self.folder / f'{self.outname.name}_t{step}.pt'
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, in order."""
+        pattern = re.compile(re.escape(self.outname.name) + r'_t(\d+)\.pt')
+        names = os.listdir(self.folder) if self.folder.is_dir() else []
+        return sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))
+
+    def leftovers(self) -> list[Path]:
+        """Temporary files of this run that a killed process left behind."""
+        files = (self.config, self.final, self.previous, self.log, self.picture, self.checkpoint(0))
+        stems = tuple(f'.{file.name}{_TEMPORARY}' for file in files)
+        step = re.compile(re.escape(f'.{self.outname.name}') + r'_t\d+\.pt' + re.escape(_TEMPORARY) + r'\d+')
+        names = os.listdir(self.folder) if self.folder.is_dir() else []
+        return [self.folder / name for name in names if name.startswith(stems) or step.fullmatch(name)]
+
+    def remove(self) -> None:
+        """Removes every file of the run."""
+        own = [self.final, self.config, self.previous, self.log, self.picture, *self.leftovers()]
+        for path in own + [self.checkpoint(step) for step in self.steps()]:
+            path.unlink(missing_ok=True)
+
+    def save_checkpoint(self, content: dict[str, Any], keep: Container[int]) -> None:
+        """Saves the newest checkpoint, `content` with its 'resume', then retires the one before it."""
+        earlier = [step for step in self.steps() if step < content['step']]
+        save(content, self.checkpoint(content['step']))
+        if earlier:
+            self.retire(earlier[-1], keep)
+
+    def retire(self, step: int, keep: Container[int]) -> None:
+        """Takes 'resume' out of a checkpoint that is no longer the newest; removes it when `keep` lacks its step.
+
+        The whole file stays under another name until the next one is retired.
+        """
+        path = self.checkpoint(step)
+        content = load(path)
+        if 'resume' in content:
+            save(content, self.previous)
+            del content['resume']
+            save(content, path)
+        if step not in keep:
+            path.unlink()
+
+    def retire_all(self, newest: int, keep: Container[int]) -> None:
+        """Retires the checkpoints before `newest`: a process that was killed between two files leaves several whole."""
+        for step in self.steps():
+            if step < newest:
+                self.retire(step, keep)
+
+    def newest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
+        """The newest checkpoint that a run can go on from; None when it has to begin at step 0.
+
+        A newest checkpoint that is damaged is removed, with a line to `say`, and the one before takes its place.
+        Raises UnreadableFile when there are checkpoints and none can be read, and for files that are no checkpoints.
+        """
+        damaged: list[tuple[Path, UnreadableFile]] = []
+        found = None
+        readable = False
+        for path in [self.checkpoint(step) for step in reversed(self.steps())] + [self.previous]:
+            if not path.exists():
+                continue
+            try:
+                content = load(path)
+            except UnreadableFile as error:
+                if not error.damaged:
+                    raise
+                damaged.append((path, error))
+                continue
+            readable = True
+            if 'resume' in content:
+                found = content
+                break
+        if damaged and not readable:
+            raise damaged[0][1]
+        for path, _ in damaged:
+            path.unlink()
+            say(f'{path} was damaged and is removed: an earlier checkpoint takes its place')
+        return found
+
+    def append_record(self, record: Record) -> None:
+        """Adds one line to the log, flushed."""
+        with open(self.log, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(record) + '\n')
+
+    def rewrite_log(self, records: list[Record]) -> None:
+        """Makes the log hold these records and no others."""
+        text = ''.join(json.dumps(record) + '\n' for record in records)
+        atomic_write(self.log, lambda file: file.write(text.encode()))
+
+
+# ---------------------------------------------------------------------- runs to look at
+
+
+class Run:
+    """A run read from its files, finished or not: what `load_run` returns.
+
+    Attributes:
+        config: its options (Config).
+        rlm: its language, with the rules of its files.
+        dynamics: its records, one dict an evaluation: t, trainloss, testloss, testacc, excess, lr, seconds.
+        steps: the steps that have a checkpoint.
+        entropy, marginal, floors: the lowest loss of any model and of one that sees nothing, and H(x_n | last k tokens)
+            as {k: (value, standard error)}, in nats; None where they are not known.
+        done: whether the run reached its end.
+    """
+
+    def __init__(self, outname: str | os.PathLike[str]) -> None:
+        self.files = RunFiles(outname)
+        if not self.files.config.exists():
+            raise ValueError(f'outname={str(outname)!r} has no file {self.files.config}: give the path of a run')
+        stored = load(self.files.config)
+        # The machine that opens a run need not have the device that made it.
+        self.config = Config(**{**stored['config'], 'outname': str(outname), 'device': 'cpu', 'tensorboard': False})
+        self.entropy: float | None = stored['entropy']
+        self.marginal: float | None = stored['marginal']
+        self.floors: dict[int, tuple[float, float]] | None = stored['floors']
+        self.rlm = init.init_data(self.config, rules=stored['rules'])
+        self._final = load(self.files.final) if self.files.final.exists() else None
+        self.done = self._final is not None
+        self.dynamics: list[Record] = self._final['output']['dynamics'] if self._final else self._read_log()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, in order."""
+        return self.files.steps()
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the lowest test loss; None before the run is done."""
+        return self._final['best']['step'] if self._final else None
+
+    def model(self, step: int | str | None = None) -> nn.Module:
+        """The model at a step with a checkpoint, by default the last one, or 'best'; in eval mode.
+
+        Raises ValueError for a step that has no checkpoint.
+        """
+        model = init.init_model(self.config)
+        model.load_state_dict(self._weights(step))
+        return model.eval()
+
+    def test_batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The inputs and targets on which the record of `step` was measured."""
+        inputs, targets = self.rlm.batch(step, self.config.test_size, 'test')
+        return init.select_task(inputs, targets, self.config)
+
+    def logits(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """The model's logits for the task's targets, from token indices `(B, T)`, in the run's input format."""
+        return init.task_logits(model, inputs, self.config)
+
+    def _weights(self, step: int | str | None) -> dict[str, Tensor]:
+        if step == 'best' and self._final:
+            return self._final['best']['model']
+        if self._final and step in (None, self._final['output']['step']):
+            return self._final['model']
+        if step is None and self.steps:
+            step = self.steps[-1]
+        if step not in self.steps:
+            raise ValueError(f'step={step!r} has no checkpoint: use one of {self.steps}')
+        assert isinstance(step, int)
+        return load(self.files.checkpoint(step))['model']
+
+    def _read_log(self) -> list[Record]:
+        records = []
+        if self.files.log.exists():
+            for line in self.files.log.read_text(encoding='utf-8').splitlines():
+                with suppress(json.JSONDecodeError):  # the last line of a killed run can be cut short
+                    records.append(json.loads(line))
+        return records
+
+
+def load_run(outname: str | os.PathLike[str]) -> Run:
+    """The run whose files are `{outname}_config.pt` and so on, finished or not.
+
+        run = load_run('results/rlm_128L1_b2_ts32768_1')
+        run.dynamics[-1]['testloss'], run.model(1024)
+
+    Raises ValueError when there is no such run, UnreadableFile when a file of it cannot be read.
+    """
+    return Run(outname)

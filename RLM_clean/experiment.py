@@ -1,0 +1,160 @@
+"""A whole run: from its options to its files, begun, resumed, or found complete."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from RLM_clean import init, measures
+from RLM_clean.checkpoints import Record, RunFiles, load, save
+from RLM_clean.config import Config, resolve_device
+from RLM_clean.measures import Language
+from RLM_clean.plots import save_learning_curve
+from RLM_clean.signals import Interruption
+from RLM_clean.training import Trainer, run
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended: `status` is 'done', 'stopped early', 'complete' (already before) or 'interrupted'.
+
+    `dynamics` are the records so far, `best` is {'step', 'loss', 'model'}, `entropy` the floor in nats.
+    """
+
+    status: str
+    step: int
+    dynamics: list[Record]
+    best: dict[str, Any]
+    entropy: float
+    excess_error: float
+
+
+def train(config: Config, say: Say = print) -> Outcome:
+    """Runs a training to its end or to an interruption, or goes on with the one that its files hold.
+
+    On SIGTERM, SIGUSR1 or SIGINT the step under way is finished and saved; a second SIGINT stops at once.
+
+    Raises ValueError when the files are those of another configuration or cannot be read, training.Diverged when the
+    loss is no longer finite, OSError when a file cannot be written. Files that were good stay so.
+    """
+    files = RunFiles(config.outname)
+    device = prepare_machine(config)
+    stored = None if config.resume == 'restart' else _stored(config, files)
+    if stored is not None and files.final.exists():
+        return _complete(files)
+    checkpoint = files.newest(say) if stored is not None else None
+    if config.resume == 'require' and checkpoint is None:
+        raise ValueError(f"resume='require' finds no checkpoint of outname={config.outname!r} to go on from: use auto")
+    _make_folder(config, files)
+    if config.resume == 'restart':
+        files.remove()
+    for leftover in files.leftovers():
+        leftover.unlink()
+        say(f'{leftover} was left by a killed process and is removed')
+
+    language = prepare_language(config, device, stored, say)
+    trainer = Trainer(config, language, device)
+    if stored is None:
+        save({'config': config.to_dict(), 'rules': language.rules(), **language.losses()}, files.config)
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+        say(f'going on from step {trainer.step}')
+    with Interruption() as interruption:
+        finished = run(trainer, files, interruption)
+    if not finished:
+        say(f'{interruption.name}: saved at step {trainer.step}; the same command goes on from there')
+        return _outcome('interrupted', trainer)
+    _finish(trainer, files)
+    return _outcome('stopped early' if trainer.stopped_early else 'done', trainer)
+
+
+def prepare_machine(config: Config) -> torch.device:
+    """Sets the threads and the algorithms that the options ask for; returns the device."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    torch.use_deterministic_algorithms(config.deterministic)
+    return resolve_device(config.device)
+
+
+def prepare_language(config: Config, device: torch.device, stored: dict[str, Any] | None, say: Say) -> Language:
+    """The language of a run with its exact losses; those in `stored`, the content of its file, are not made again."""
+    grammar = init.init_data(config, device, None if stored is None else stored['rules'])
+    reference = measures.reference(grammar, config.context_size, config.objective).to(device)
+    if stored is not None:
+        return Language(grammar, reference, stored['entropy'], stored['marginal'], stored['floors'])
+    floors = measures.window_entropies(grammar, measures.window_ladder(config.context_size))
+    entropy = floors[config.context_size] if config.objective == 'last' else reference.floor()
+    language = Language(grammar, reference, entropy[0], floors[0][0], floors)
+    ladder = ', '.join(f'H_{k} = {value:.4f}' for k, (value, _) in floors.items())
+    say(f'floors in nats: {ladder}; the lowest loss of the task is {entropy[0]:.4f}')
+    return language
+
+
+def _stored(config: Config, files: RunFiles) -> dict[str, Any] | None:
+    """What the files of the run hold of its options and its language; None when there is no run yet."""
+    if not files.config.exists():
+        if files.final.exists() or files.steps():
+            raise ValueError(
+                f'outname={config.outname!r} has files but no {files.config}: use another name, or resume=restart'
+            )
+        return None
+    stored = load(files.config)
+    name = config.first_difference(stored['config'])
+    if name is not None:
+        raise ValueError(
+            f'{name}={getattr(config, name)!r} differs from {stored["config"][name]!r} in {files.config}: '
+            'use that, another outname, or resume=restart'
+        )
+    return stored
+
+
+def _make_folder(config: Config, files: RunFiles) -> None:
+    try:
+        files.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=files.folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f'outname={config.outname!r} is in a folder that cannot be written ({error.strerror}): use another'
+        ) from None
+
+
+def _finish(trainer: Trainer, files: RunFiles) -> None:
+    """Writes the file of the finished run and its picture, and removes what only resuming needed."""
+    output = {
+        **trainer.language.losses(),
+        'dynamics': trainer.dynamics,
+        'step': trainer.step,
+        'early_stop': trainer.stopped_early,
+        'excess_error': trainer.excess_error,
+    }
+    config = trainer.config
+    content = {'config': config.to_dict(), 'output': output, 'model': trainer.weights(), 'best': trainer.best}
+    save_learning_curve(trainer.dynamics, trainer.language, config, files.picture)
+    save(content, files.final)
+    files.previous.unlink(missing_ok=True)
+    if not config.checkpoints:
+        for step in files.steps():
+            files.checkpoint(step).unlink()
+
+
+def _outcome(status: str, trainer: Trainer) -> Outcome:
+    t = trainer
+    return Outcome(status, t.step, t.dynamics, t.best, t.language.entropy, t.excess_error)
+
+
+def _complete(files: RunFiles) -> Outcome:
+    content = load(files.final)
+    output = content['output']
+    return Outcome(
+        'complete', output['step'], output['dynamics'], content['best'], output['entropy'], output['excess_error']
+    )

@@ -1,0 +1,55 @@
+"""Trains one model: `python RLM_clean/main.py --outname results/my_run`, see --help for the options."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if not __package__:  # started as a script: the package is the folder of this file
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from RLM_clean.checkpoints import RunFiles  # noqa: E402
+from RLM_clean.config import from_arguments  # noqa: E402
+from RLM_clean.experiment import Outcome, train  # noqa: E402
+from RLM_clean.training import Diverged  # noqa: E402
+
+
+def main() -> int:
+    """Runs the command line; returns the exit status: 0 done or saved, 1 failed, 2 cannot be run as asked."""
+    config = from_arguments()
+    try:
+        outcome = train(config)
+    except ValueError as error:
+        return _fail(str(error), 2)
+    except (Diverged, OSError) as error:
+        return _fail(f'{error}; the files of {config.outname} are as they were at the last checkpoint', 1)
+    except KeyboardInterrupt:
+        return _fail(f'stopped at once; the same command goes on from the last checkpoint of {config.outname}', 130)
+    if outcome.status != 'interrupted':
+        print(summary(outcome, config.outname))
+    return 0
+
+
+def summary(outcome: Outcome, outname: str) -> str:
+    """The last lines of a run: the last and the best test loss, the floor, and where the results are."""
+    files = RunFiles(outname)
+    last, best = outcome.dynamics[-1], outcome.best
+    error = f' +- {outcome.excess_error:.2g}' if outcome.excess_error else ''
+    again = '; it is not trained again (resume=restart does)' if outcome.status == 'complete' else ''
+    return '\n'.join(
+        (
+            f'{outcome.status} at step {outcome.step}{again}',
+            f'last test loss {last["testloss"]:.4f}, best {best["loss"]:.4f} at step {best["step"]} (nats)',
+            f'floor {outcome.entropy:.4f}, excess over it {last["excess"]:.4f}{error}',
+            f'results in {files.final}, learning curve in {files.picture}',
+        )
+    )
+
+
+def _fail(message: str, status: int) -> int:
+    print(f'rlm-train: error: {message}', file=sys.stderr)
+    return status
+
+
+if __name__ == '__main__':
+    sys.exit(main())

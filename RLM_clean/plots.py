@@ -1,0 +1,79 @@
+"""The figures, for finished runs and for notebooks alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from RLM_clean.checkpoints import Record, atomic_write
+from RLM_clean.config import Config
+from RLM_clean.measures import Language
+
+# Okabe and Ito's colours, told apart with any colour vision.
+BLUE, ORANGE, GREEN, GREY = '#0072B2', '#D55E00', '#009E73', '#555555'
+
+
+def learning_curve(
+    dynamics: list[Record],
+    floors: dict[int, tuple[float, float]],
+    entropy: float,
+    title: str = '',
+    axes: Axes | None = None,
+) -> Axes:
+    """Training and test loss (nats) against the step, on a log axis, with the floors as labelled lines.
+
+    `floors` are the losses of the best predictors from the last k tokens, {k: (value, standard error)}, `entropy` the
+    lowest loss of any model. Draws into `axes`, or makes its own figure (`axes.figure`).
+    """
+    if axes is None:
+        axes = Figure(figsize=(7, 4.5), layout='constrained').subplots()
+    steps = [record['t'] for record in dynamics]
+    axes.plot(steps, [r['trainloss'] for r in dynamics], color=ORANGE, lw=1, alpha=0.8, label='training loss')
+    axes.plot(steps, [r['testloss'] for r in dynamics], color=BLUE, marker='.', label='test loss')
+    # linear up to 1 puts step 0, the untrained model, on the log axis
+    axes.set_xscale('symlog', linthresh=1, linscale=0.5)
+    axes.set_xlim(left=0)
+    lines = {f'best from {k} token{"" if k == 1 else "s"}': value for k, (value, _) in floors.items()}
+    if all(abs(value - entropy) > 1e-6 for value in lines.values()):
+        lines['best of all'] = entropy
+    for name, value in lines.items():
+        axes.axhline(value, color=GREY, ls='--', lw=1)
+        axes.annotate(
+            f'{name}: {value:.3f}', (0.02, value), xycoords=('axes fraction', 'data'), va='bottom', fontsize=8, color=GREY
+        )
+    axes.set_xlabel('step')
+    axes.set_ylabel('loss (nats)')
+    axes.set_title(title)
+    axes.legend(loc='best')
+    return axes
+
+
+def excess_curve(dynamics: list[Record], axes: Axes | None = None, title: str = '') -> Axes:
+    """The excess over the floor (nats) against the step, both on log axes; step 0 is left out."""
+    if axes is None:
+        axes = Figure(figsize=(7, 4.5), layout='constrained').subplots()
+    later = [record for record in dynamics if record['t'] > 0 and record['excess'] > 0]
+    axes.loglog([r['t'] for r in later], [r['excess'] for r in later], color=GREEN, marker='.')
+    axes.set_xlabel('step')
+    axes.set_ylabel('excess over the floor (nats)')
+    axes.set_title(title)
+    return axes
+
+
+def run_title(config: Config) -> str:
+    """A line that tells a run's language and model."""
+    c = config
+    return f'v = {c.num_features}, L = {c.num_layers}, beta = {c.beta:g}: {c.model}, depth {c.depth}, {c.optim}'
+
+
+def save_learning_curve(dynamics: list[Record], language: Language, config: Config, path: Path) -> None:
+    """Draws the learning curve of a run and its excess side by side into a PNG file, atomically."""
+    figure = Figure(figsize=(11, 4.2), layout='constrained')
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    learning_curve(dynamics, language.floors, language.entropy, run_title(config), left)
+    excess_curve(dynamics, right)
+    options: dict[str, Any] = {'format': 'png', 'dpi': 130}
+    atomic_write(path, lambda file: figure.savefig(file, **options))

@@ -1,0 +1,213 @@
+"""The loop: stochastic gradient descent on sequences of a language, with records, checkpoints and early stopping.
+
+The batch of a step, its dropout masks and its learning rate are functions of the step, so a run that was interrupted
+goes on from its newest checkpoint as if nothing had happened, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from RLM_clean import init, models
+from RLM_clean.checkpoints import Record, RunFiles
+from RLM_clean.config import Config
+from RLM_clean.datasets import TreeGrammar
+from RLM_clean.measures import Language, test
+from RLM_clean.progress import Curves, Progress
+from RLM_clean.signals import Interruption
+from RLM_clean.streams import stream_key
+
+# Losses are looked at, and early stopping decided, every so many steps: reading one from a GPU waits for it.
+WINDOW = 128
+# Sequences are drawn many steps ahead, at most so many tokens at a time.
+_TOKENS_AHEAD = 2**21
+
+
+class Diverged(ArithmeticError):
+    """The loss is no longer a number."""
+
+
+class BatchFeed:
+    """The training batches of a run by step, drawn ahead in chunks. What is drawn ahead changes nothing."""
+
+    def __init__(self, grammar: TreeGrammar, config: Config, device: torch.device) -> None:
+        self.grammar, self.config, self.device = grammar, config, device
+        tokens = config.batch_size * config.accumulation * 2**config.num_layers
+        self.chunk = max(1, min(WINDOW, _TOKENS_AHEAD // tokens))
+        self.first = -1
+
+    def __call__(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of a step, as many as gradients are accumulated: inputs `(B, T)` and targets."""
+        accumulation = self.config.accumulation
+        first = step - step % self.chunk
+        if first != self.first:
+            batches = self.grammar.batches(first * accumulation, self.chunk * accumulation, self.config.batch_size)
+            inputs, targets = init.select_task(*batches, self.config)
+            # Contiguous, so that each batch is one block of memory.
+            self.inputs, self.targets = inputs.contiguous().to(self.device), targets.contiguous().to(self.device)
+            self.first = first
+        start = (step - first) * accumulation
+        for i in range(start, start + accumulation):
+            yield self.inputs[i], self.targets[i]
+
+
+class Trainer:
+    """The state of a run and what changes it: updates and records."""
+
+    def __init__(self, config: Config, language: Language, device: torch.device) -> None:
+        self.config, self.language, self.device = config, language, device
+        self.model: nn.Module = init.init_model(config).to(device).train()
+        self.criterion, self.optimizer, self.scheduler = init.init_training(self.model, config)
+        self.feed = BatchFeed(language.grammar, config, device)
+        self.autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+        if config.dtype == 'bfloat16':
+            self.autocast = lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+        self.step = 0
+        self.dynamics: list[Record] = []
+        self.best: dict[str, Any] = {}
+        self.since_record: list[float] = []  # the losses since the last record
+        self.recent: list[float] = []  # those of the last WINDOW steps
+        self.seconds = 0.0
+        self.stopped_early = False
+        self.excess_error = 0.0  # the standard error of the last record's excess
+
+    def logits(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """The logits for the targets of the task, in the precision of the run."""
+        with self.autocast():
+            return init.task_logits(model, inputs, self.config)
+
+    def update(self) -> Tensor:
+        """One step of gradient descent; returns its loss, a scalar on the device."""
+        config = self.config
+        self.optimizer.zero_grad()
+        losses = []
+        for i, (inputs, targets) in enumerate(self.feed(self.step)):
+            if config.dropout:
+                models.set_dropout_key(self.model, stream_key(config.seed_model, 'dropout', self.step, i))
+            loss = self.criterion(self.logits(self.model, inputs), targets) / config.accumulation
+            loss.backward()
+            losses.append(loss.detach())
+        if config.grad_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.step += 1
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def advance(self, end: int, interrupted: Callable[[], bool] = lambda: False) -> None:
+        """Updates until step `end` or an interruption, then looks at the losses.
+
+        Raises Diverged when one of them is not finite.
+        """
+        first, start = self.step, time.perf_counter()
+        losses = []
+        while self.step < end and not interrupted():
+            losses.append(self.update())
+        values = torch.stack(losses).tolist() if losses else []
+        for i, value in enumerate(values, start=first + 1):
+            self._check('training loss', value, i)
+        self.since_record += values
+        self.recent = (self.recent + values)[-WINDOW:]
+        # Decided at fixed steps alone: an interruption must not move the end of a run.
+        if self.step % WINDOW == 0 and len(self.recent) == WINDOW:
+            self.stopped_early = sum(self.recent) / WINDOW <= self.config.loss_threshold
+        self.seconds += time.perf_counter() - start
+
+    def record(self) -> Record:
+        """Measures the model at this step and adds the record; keeps the model when its test loss is the best.
+
+        The training loss is the mean over the steps since the last record; at step 0, that of the first batch.
+        Raises Diverged when a loss is not finite.
+        """
+        start = time.perf_counter()
+        testloss, testacc = test(self.model, *self._batch('test', self.step, self.config.test_size), self.logits)
+        self._check('test loss', testloss, self.step)
+        if self.step == 0:
+            self.since_record = [test(self.model, *self._batch('train', 0, self.config.batch_size), self.logits)[0]]
+        excess, self.excess_error = self.language.reference.divergence(self.model, self.logits)
+        self.seconds += time.perf_counter() - start
+        record: Record = {
+            't': self.step,
+            'trainloss': sum(self.since_record) / len(self.since_record),
+            'testloss': testloss,
+            'testacc': testacc,
+            'excess': excess,
+            'lr': self.config.lr * init.lr_factor(max(self.step - 1, 0), self.config),
+            'seconds': self.seconds,
+        }
+        self.dynamics.append(record)
+        self.since_record = []
+        if not self.best or testloss < self.best['loss']:
+            self.best = {'step': self.step, 'loss': testloss, 'model': self.weights()}
+        return record
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the model's weights on the CPU."""
+        return {name: tensor.detach().to('cpu', copy=True) for name, tensor in self.model.state_dict().items()}
+
+    def checkpoint(self) -> dict[str, Any]:
+        """The content of a checkpoint: the model, its last record, and what resuming needs."""
+        resume = {name: getattr(self, name) for name in self._RESUMED}
+        resume['optimizer'] = self.optimizer.state_dict()
+        resume['scheduler'] = {name: x for name, x in self.scheduler.state_dict().items() if name != 'lr_lambdas'}
+        return {'model': self.weights(), 'state': self.dynamics[-1], 'step': self.step, 'resume': resume}
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Goes back to the state of a checkpoint."""
+        resume = content['resume']
+        self.step = content['step']
+        self.model.load_state_dict(content['model'])
+        self.optimizer.load_state_dict(resume['optimizer'])
+        self.scheduler.load_state_dict({**resume['scheduler'], 'lr_lambdas': [None]})
+        for name in self._RESUMED:
+            setattr(self, name, resume[name])
+
+    _RESUMED = ('dynamics', 'best', 'since_record', 'recent', 'seconds', 'stopped_early', 'excess_error')
+
+    def _batch(self, stream: str, step: int, size: int) -> tuple[Tensor, Tensor]:
+        inputs, targets = init.select_task(*self.language.grammar.batch(step, size, stream), self.config)
+        return inputs.to(self.device), targets.to(self.device)
+
+    def _check(self, name: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise Diverged(
+                f'the {name} is {value} at step {step}: lower lr={self.config.lr:g}, or limit the gradient by grad_clip'
+            )
+
+
+def run(trainer: Trainer, files: RunFiles, interruption: Interruption) -> bool:
+    """Updates, records and checkpoints until the end of the run (True) or an interruption (False)."""
+    config = trainer.config
+    last = config.last_step
+    saves = set(init.save_times(last, config.save_freq))
+    times = init.print_times(last, config.print_freq, config.save_freq)
+    keep = saves if config.checkpoints else set()
+    files.rewrite_log(trainer.dynamics)
+    files.retire_all(trainer.step, keep)
+    entropy = trainer.language.entropy
+    with Progress(trainer.step, last, entropy) as progress, Curves(config, trainer.language) as curves:
+        while True:
+            ended = trainer.step == last or trainer.stopped_early
+            recorded = trainer.dynamics[-1]['t'] if trainer.dynamics else -1
+            if trainer.step > recorded and (trainer.step in times or ended):
+                record = trainer.record()
+                files.append_record(record)
+                progress.record(record)
+                curves.add(record)
+                if trainer.step in saves or ended:
+                    files.save_checkpoint(trainer.checkpoint(), keep)
+            if ended:
+                return True
+            if interruption.requested():
+                files.save_checkpoint(trainer.checkpoint(), keep)
+                return False
+            next_time = min(step for step in times if step > trainer.step)
+            trainer.advance(min(next_time, trainer.step - trainer.step % WINDOW + WINDOW), interruption.requested)
+            progress.advance(trainer.step)
