@@ -1,11 +1,11 @@
 """The files of a run: written atomically, read safely, resumed from, and opened again.
 
-    {outname}_config.pt    {'config', 'rules', 'entropy', 'marginal', 'floors'}
-    {outname}_t{step}.pt   {'model', 'state', 'step'}, and in the newest one alone 'resume'
-    {outname}_previous.pt  while the run lasts: the whole newest checkpoint but one, should the newest be damaged
-    {outname}.pt           {'config', 'output', 'model', 'best'}, written when the run is done
-    {outname}_log.jsonl    one record a line
-    {outname}.png          the learning curve
+{outname}_config.pt    {'config', 'rules', 'entropy', 'marginal', 'floors'}
+{outname}_t{step}.pt   {'model', 'state', 'step'}, and in the newest one alone 'resume'
+{outname}_previous.pt  while the run lasts: the whole newest checkpoint but one, should the newest be damaged
+{outname}.pt           {'config', 'output', 'model', 'best'}, written when the run is done
+{outname}_log.jsonl    one record a line
+{outname}.png          the learning curve
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Record = dict[str, Any]
 _TEMPORARY = '.tmp-'
 
 
-class UnreadableFile(ValueError):
+class UnreadableFileError(ValueError):
     """A file that cannot be read as one of a run's; `damaged` when it is cut short rather than foreign or unsafe."""
 
     def __init__(self, message: str, damaged: bool) -> None:
@@ -66,25 +66,29 @@ def save(content: dict[str, Any], path: Path) -> None:
 def load(path: Path) -> dict[str, Any]:
     """The content of a .pt file, on the CPU, read with weights_only=True: a file can hold data but run no code.
 
-    Raises UnreadableFile for a file that is cut short, and for one that holds anything but tensors and plain values;
-    FileNotFoundError where there is none.
+    Raises UnreadableFileError for a file that is cut short and for one that holds anything but tensors and plain
+    values, FileNotFoundError where there is none.
     """
     with open(path, 'rb') as file:
         head = file.read(2)
     if head in (b'', b'P') or (head == b'PK' and not zipfile.is_zipfile(path)):
-        raise UnreadableFile(f'{path} is cut short: remove it, or begin again with --resume restart', damaged=True)
+        raise UnreadableFileError(f'{path} is cut short: remove it, or begin again with --resume restart', damaged=True)
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError:
-        raise UnreadableFile(
+        raise UnreadableFileError(
             f'{path} is no checkpoint that is safe to read: it holds more than tensors and plain values; remove it',
             damaged=False,
         ) from None
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnreadableFile(f'{path} is damaged ({reason}): remove it, or begin again with --resume restart', True) from None
+        raise UnreadableFileError(
+            f'{path} is damaged ({reason}): remove it, or begin again with --resume restart', True
+        ) from None
     if not isinstance(content, dict):
-        raise UnreadableFile(f'{path} is no file of a run: it holds a {type(content).__name__}; remove it', damaged=False)
+        raise UnreadableFileError(
+            f'{path} is no file of a run: it holds a {type(content).__name__}; remove it', damaged=False
+        )
     return content
 
 
@@ -159,9 +163,9 @@ class RunFiles:
         """The newest checkpoint that a run can go on from; None when it has to begin at step 0.
 
         A newest checkpoint that is damaged is removed, with a line to `say`, and the one before takes its place.
-        Raises UnreadableFile when there are checkpoints and none can be read, and for files that are no checkpoints.
+        Raises UnreadableFileError when there are checkpoints and none can be read, and for files that are none.
         """
-        damaged: list[tuple[Path, UnreadableFile]] = []
+        damaged: list[tuple[Path, UnreadableFileError]] = []
         found = None
         readable = False
         for path in [self.checkpoint(step) for step in reversed(self.steps())] + [self.previous]:
@@ -169,7 +173,7 @@ class RunFiles:
                 continue
             try:
                 content = load(path)
-            except UnreadableFile as error:
+            except UnreadableFileError as error:
                 if not error.damaged:
                     raise
                 damaged.append((path, error))
@@ -282,6 +286,6 @@ def load_run(outname: str | os.PathLike[str]) -> Run:
         run = load_run('results/rlm_128L1_b2_ts32768_1')
         run.dynamics[-1]['testloss'], run.model(1024)
 
-    Raises ValueError when there is no such run, UnreadableFile when a file of it cannot be read.
+    Raises ValueError when there is no such run, UnreadableFileError when a file of it cannot be read.
     """
     return Run(outname)

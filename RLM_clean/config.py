@@ -34,7 +34,9 @@ EXECUTION = frozenset({'outname', 'device', 'threads', 'resume', 'tensorboard'})
 
 def option(default: Any, group: str, help: str, check: Check | None = None, choices: Sequence[Any] = ()) -> Any:
     """A field of Config: its default, the group it is listed in, its help, and the values that it takes."""
-    return dataclasses.field(default=default, metadata=dict(group=group, help=help, check=check, choices=choices))
+    return dataclasses.field(
+        default=default, metadata={'group': group, 'help': help, 'check': check, 'choices': choices}
+    )
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,20 @@ class Config:
 
     outname: str = option('', 'output', 'required: path of the files to write, without ending, as results/my_run')
 
-    dataset: str = option('rlm', 'language', 'the language: the Random Language Model', choices=('rlm',))
-    num_features: int = option(128, 'language', 'v, the number of symbols', (lambda x: x >= 2, 'a whole number, 2 or more'))
-    num_layers: int = option(1, 'language', 'L, the depth of the tree', (lambda x: 1 <= x <= 20, 'a whole number, 1 to 20'))
+    dataset: str = option(
+        'rlm', 'language', 'rlm: Random Language Model; rhm: Random Hierarchy Model', choices=('rlm', 'rhm')
+    )  # fmt: skip
+    num_features: int = option(
+        128, 'language', 'v, the number of symbols', (lambda x: x >= 2, 'a whole number, 2 or more')
+    )
+    num_layers: int = option(
+        1, 'language', 'L, the depth of the tree', (lambda x: 1 <= x <= 20, 'a whole number, 1 to 20')
+    )
     num_tokens: int | None = option(
         None, 'language', 'tokens of a sequence that count, the target being the last of them (default: 2^num_layers)'
     )
     beta: float = option(2.0, 'language', 'inverse temperature of the rules; they freeze at 2', NOT_NEGATIVE_REAL)
+    num_synonyms: int = option(8, 'language', 'm, productions of each symbol (rhm); at most num_features', POSITIVE)
     seed_rules: int = option(12345, 'seeds', 'seed of the grammar', SEED)
     seed_sample: int = option(67890, 'seeds', 'seed of the training and test sequences', SEED)
     seed_model: int = option(11111, 'seeds', 'seed of the initial weights and of dropout', SEED)
@@ -188,8 +197,10 @@ def _check_together(config: Config) -> None:
     c = config
     if c.num_tokens is None or not 2 <= c.num_tokens <= 2**c.num_layers:
         raise ValueError(
-            f'num_tokens={c.num_tokens} does not fit num_layers={c.num_layers}: use 2 to 2^num_layers = {2**c.num_layers}'
+            f'num_tokens={c.num_tokens} does not fit num_layers={c.num_layers}: use 2 to {2**c.num_layers} (2^num_layers)'
         )
+    if c.dataset == 'rhm' and c.num_synonyms > c.num_features:
+        raise ValueError(f'num_synonyms={c.num_synonyms} exceeds num_features={c.num_features}: lower it')
     if c.model != 'fcn' and c.embedding_dim % c.num_heads:
         raise ValueError(
             f'num_heads={c.num_heads} does not divide embedding_dim={c.embedding_dim}: make one a multiple of the other'
@@ -208,13 +219,13 @@ def _check_together(config: Config) -> None:
         raise ValueError(f'outname={c.outname!r} names no file: give a path such as results/my_run')
     if c.tensorboard and importlib.util.find_spec('tensorboard') is None:
         raise ValueError('tensorboard=True needs a package that is missing: pip install tensorboard')
-    _check_memory(c.num_features)
+    _check_memory(c.num_features, c.num_layers if c.dataset == 'rhm' else 1)
     resolve_device(c.device)
 
 
-def _check_memory(v: int) -> None:
+def _check_memory(v: int, tensors: int) -> None:
     """Rules take 4 bytes and sampling tables 8 for each of v^3 entries: say so before the machine runs out."""
-    needed = 12 * v**3
+    needed = 12 * tensors * v**3
     try:
         present = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     except (AttributeError, OSError, ValueError):  # not a POSIX system: leave it to the allocator
@@ -222,7 +233,7 @@ def _check_memory(v: int) -> None:
     if needed > present:
         raise ValueError(
             f'num_features={v} needs {needed / 2**30:.0f} GiB for its rules, this machine has {present / 2**30:.0f}: '
-            f'use at most {int((present / 12) ** (1 / 3))}'
+            f'use at most {int((present / 12 / tensors) ** (1 / 3))}'
         )
 
 

@@ -41,7 +41,7 @@ def train(config: Config, say: Say = print) -> Outcome:
 
     On SIGTERM, SIGUSR1 or SIGINT the step under way is finished and saved; a second SIGINT stops at once.
 
-    Raises ValueError when the files are those of another configuration or cannot be read, training.Diverged when the
+    Raises ValueError when the files are those of another configuration or cannot be read, training.DivergedError when the
     loss is no longer finite, OSError when a file cannot be written. Files that were good stay so.
     """
     files = RunFiles(config.outname)

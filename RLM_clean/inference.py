@@ -14,8 +14,8 @@ product of probabilities of one node below the smallest double, about 1e-308, co
 
 Cost of a sequence: two dense messages meet in a contraction of v^3; a pair of seen leaves, a one-hot message, an
 unseen side, and an outside message that no observation has touched yet (the same for all sequences) take O(v^2) or
-less. Memory: beside the results (twice) and the rules in float64, at most four arrays of 2^24 numbers on a CPU (2^28
-on a GPU), or of v * 2^L numbers where those are more, whatever the number of sequences.
+less. Memory: beside twice the results and the rules in float64, at most four arrays of 2^24 numbers, 0.5 GB, on a CPU
+(2^28 on a GPU), or what a single sequence needs, v * 2^L numbers, whatever the number of sequences.
 
 J. Pearl, Probabilistic Reasoning in Intelligent Systems, Morgan Kaufmann 1988; for grammars, the inside-outside
 algorithm of J. K. Baker, Trainable grammars for speech recognition, J. Acoust. Soc. Am. 65, S132 (1979).
@@ -24,7 +24,6 @@ algorithm of J. K. Baker, Trainable grammars for speech recognition, J. Acoust. 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -39,10 +38,11 @@ Message = Tensor | None
 Contraction = Callable[[Tensor, Tensor, Tensor], Tensor]
 Device = torch.device | str | None
 
-# Sequences that are worked on together: enough for full speed of the matrix products, few enough for the cache.
-_ROWS = {'cpu': 2**10, 'cuda': 2**15}
-# Numbers that the messages of those sequences may hold.
-_ENTRIES = {'cpu': 2**24, 'cuda': 2**28}
+# Sequences are worked on in chunks. Numbers in one message of a chunk: many rows make matrix products fast, as long
+# as they stay in the cache.
+_MESSAGE_ENTRIES = {'cpu': 2**17, 'cuda': 2**22}
+# Numbers in all messages of a chunk, which bound the memory.
+_CHUNK_ENTRIES = {'cpu': 2**24, 'cuda': 2**28}
 # Posterior trees take their random words from the stream 'other' under this index; never change it.
 _POSTERIOR_INDEX = 0
 
@@ -66,7 +66,7 @@ def next_token_probs(grammar: TreeGrammar, inputs: Tensor, device: Device = None
         _check_possible(log_scale > -torch.inf, rows)
         return [alpha.expand(len(inputs[rows]), -1)]
 
-    return _in_chunks(predict, inputs, 2**grammar.L * grammar.v)[0]
+    return _in_chunks(predict, inputs, grammar.v, 2**grammar.L * grammar.v)[0]
 
 
 def all_next_token_probs(grammar: TreeGrammar, leaves: Tensor, device: Device = None) -> Tensor:
@@ -86,7 +86,7 @@ def all_next_token_probs(grammar: TreeGrammar, leaves: Tensor, device: Device = 
         _check_possible(probs[:, -1].sum(1) > 0, rows)
         return [probs]
 
-    return _in_chunks(predict, leaves, 2**grammar.L * grammar.v)[0]
+    return _in_chunks(predict, leaves, grammar.v, 2**grammar.L * grammar.v)[0]
 
 
 def log_likelihood(grammar: TreeGrammar, leaves: Tensor, device: Device = None) -> Tensor:
@@ -105,7 +105,7 @@ def log_likelihood(grammar: TreeGrammar, leaves: Tensor, device: Device = None) 
         _check_possible(log_probs > -torch.inf, rows)
         return [log_probs]
 
-    return _in_chunks(evaluate, leaves, 2**grammar.L * grammar.v)[0]
+    return _in_chunks(evaluate, leaves, grammar.v, 2**grammar.L * grammar.v)[0]
 
 
 def ancestor_posteriors(
@@ -125,23 +125,17 @@ def ancestor_posteriors(
     unseen = [None] * (length - seen)
 
     def posteriors(rows: slice) -> list[Tensor]:
-        messages, _ = _upward(levels, [*leaves[rows, :seen].unbind(1), *unseen])
+        messages, _ = _upward(levels, [*leaves[rows, :seen].unbind(1), *unseen], _sum_product)
         outside, found = [prior], []
         for depth, nodes in enumerate(messages):
             symbols = [_posterior(alpha, u) for alpha, u in zip(outside, nodes, strict=True)]
             found.append(torch.stack([symbol.expand(len(leaves[rows]), -1) for symbol in symbols], 1))
-            _check_possible(found[0][:, 0].sum(1) > 0, rows)
             if depth < grammar.L:
-                families = zip(outside, *_pairs(messages[depth + 1]), strict=True)
-                level, mirrored = levels[depth], levels[depth].mirrored()
-                outside = [
-                    _normalised(child)[0]
-                    for alpha, left, right in families
-                    for child in (_down(mirrored, alpha, right), _down(level, alpha, left))
-                ]
+                outside = _children_outside(levels[depth], outside, messages[depth + 1])
+        _check_possible(found[0][:, 0].sum(1) > 0, rows)
         return found
 
-    return _in_chunks(posteriors, leaves, 2 * length * grammar.v)
+    return _in_chunks(posteriors, leaves, grammar.v, 2 * length * grammar.v)
 
 
 def sample_posterior(grammar: TreeGrammar, leaves: Tensor, n: int, seed: int, device: Device = None) -> list[Tensor]:
@@ -155,14 +149,13 @@ def sample_posterior(grammar: TreeGrammar, leaves: Tensor, n: int, seed: int, de
     leaves, levels, prior = _prepared(grammar, leaves, 'leaves', device)
     if n < 1:
         raise ValueError(f'n={n} leaves no tree to draw: use 1 or more')
-    row_keys = random_words(
-        stream_key(seed, 'other', _POSTERIOR_INDEX), torch.arange(len(leaves), device=leaves.device)
-    )
+    key = stream_key(seed, 'other', _POSTERIOR_INDEX)
+    row_keys = random_words(key, torch.arange(len(leaves), device=leaves.device))
     samples = torch.arange(n, device=leaves.device)
 
     def draw_trees(rows: slice) -> list[Tensor]:
         keys = random_words(row_keys[rows].repeat_interleave(n), samples.repeat(len(row_keys[rows])))
-        messages, _ = _upward(levels, leaves[rows].unbind(1))
+        messages, _ = _upward(levels, leaves[rows].unbind(1), _sum_product)
         root = _posterior(prior, messages[0][0])
         _check_possible(root.sum(1) > 0, rows)
 
@@ -174,7 +167,7 @@ def sample_posterior(grammar: TreeGrammar, leaves: Tensor, n: int, seed: int, de
         hidden = _descend(levels, messages, _draw(root.repeat_interleave(n, 0), keys, 0), children)
         return [nodes.view(-1, n, nodes.shape[1]) for nodes in hidden]
 
-    hidden = _in_chunks(draw_trees, leaves, grammar.v * max(2**grammar.L, 4 * n))
+    hidden = _in_chunks(draw_trees, leaves, grammar.v, grammar.v * max(2**grammar.L, 4 * n))
     return [*(nodes.transpose(0, 1) for nodes in hidden), leaves.expand(n, -1, -1)]
 
 
@@ -202,7 +195,7 @@ def most_probable_tree(grammar: TreeGrammar, leaves: Tensor, device: Device = No
         log_probs = [level.T[a, bc[:, ::2], bc[:, 1::2]].log().sum(1) for level, a, bc in steps]
         return [*trees, prior[trees[0][:, 0]].log() + sum(log_probs)]
 
-    *trees, log_probs = _in_chunks(best, leaves, v * max(2**grammar.L, 8 * v))
+    *trees, log_probs = _in_chunks(best, leaves, v, v * max(2**grammar.L, 8 * v))
     return trees, log_probs
 
 
@@ -210,14 +203,14 @@ def most_probable_tree(grammar: TreeGrammar, leaves: Tensor, device: Device = No
 
 
 def _upward(
-    levels: list[_Level], leaves: Sequence[Message], contract: Contraction | None = None
+    levels: list[_Level], leaves: Sequence[Message], contract: Contraction
 ) -> tuple[list[list[Message]], Tensor]:
     """The normalised messages of all nodes, level by level from the root, and the logarithm of their norms `(R,)`."""
     messages, log_scale = [list(leaves)], torch.zeros((), dtype=torch.float64)
     for level in reversed(levels):
         nodes: list[Message] = []
-        for left, right in zip(*_pairs(messages[0]), strict=True):
-            u = _up(level, left, right, contract or _sum_product)
+        for left, right in zip(messages[0][::2], messages[0][1::2], strict=True):
+            u = _up(level, left, right, contract)
             if u is not None:
                 u, log_norm = _normalised(u)
                 log_scale = log_norm + log_scale
@@ -231,7 +224,7 @@ def _spine(levels: list[_Level], prior: Tensor, leaves: Sequence[Message]) -> tu
     alpha, log_scale = prior, torch.zeros((), dtype=torch.float64)
     for depth, level in enumerate(levels):
         half = (len(leaves) + 1) // 2
-        messages, log_left = _upward(levels[depth + 1 :], leaves[:half])
+        messages, log_left = _upward(levels[depth + 1 :], leaves[:half], _sum_product)
         alpha, log_norm = _normalised(_down(level, alpha, messages[0][0]))
         log_scale = log_norm + log_left + log_scale
         leaves = leaves[half:]
@@ -253,12 +246,20 @@ def _in_order(
     return before + after, u if u is None else _normalised(u)[0]
 
 
+def _children_outside(level: _Level, outside: list[Tensor], below: list[Message]) -> list[Tensor]:
+    """The outside messages of the level below, from those of its parents and from the upward messages of siblings."""
+    mirrored, children = level.mirrored(), []
+    for alpha, left, right in zip(outside, below[::2], below[1::2], strict=True):
+        children += [_normalised(_down(mirrored, alpha, right))[0], _normalised(_down(level, alpha, left))[0]]
+    return children
+
+
 def _descend(levels: list[_Level], messages: list[list[Message]], root: Tensor, children: Callable) -> list[Tensor]:
     """Hidden symbols `(R, 2^l)` of levels l = 0..L-1, each pair chosen by `children(T, parent, left, right, node)`."""
-    hidden, node = [[root]], count(1)
-    for level, below in zip(levels[:-1], messages[1:], strict=False):
-        families = zip(hidden[-1], *_pairs(below), strict=True)
-        chosen = [children(level.T, a, left, right, next(node)) for a, left, right in families]
+    hidden = [[root]]
+    for depth, level in enumerate(levels[:-1]):
+        families = zip(hidden[-1], messages[depth + 1][::2], messages[depth + 1][1::2], strict=True)
+        chosen = [children(level.T, *family, node) for node, family in enumerate(families, 2**depth)]
         hidden.append([child for pair in chosen for child in pair])
     return [torch.stack(nodes, 1) for nodes in hidden]
 
@@ -363,16 +364,13 @@ def _draw(weights: Tensor, keys: Tensor, word: int) -> Tensor:
 # ------------------------------------------------------------------ what the public functions share
 
 
-def _in_chunks(step: Callable[[slice], list[Tensor]], tokens: Tensor, entries: int) -> list[Tensor]:
-    """The results of `step` for all rows, which it gets in slices; `entries` is what the messages of a row hold."""
+def _in_chunks(step: Callable[[slice], list[Tensor]], tokens: Tensor, v: int, entries: int) -> list[Tensor]:
+    """The results of `step` for all rows, which it gets in slices; the messages of a row hold `entries` numbers."""
     kind = tokens.device.type
-    rows = max(1, min(_ROWS.get(kind, 2**10), _ENTRIES.get(kind, 2**24) // entries))
+    message, chunk = (sizes.get(kind, sizes['cpu']) for sizes in (_MESSAGE_ENTRIES, _CHUNK_ENTRIES))
+    rows = max(1, min(message // v, chunk // entries))
     pieces = [step(slice(first, first + rows)) for first in range(0, max(1, len(tokens)), rows)]
     return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
-
-
-def _pairs(nodes: list) -> tuple[list, list]:
-    return nodes[::2], nodes[1::2]
 
 
 def _prepared(grammar: TreeGrammar, tokens: Tensor, name: str, device: Device) -> tuple[Tensor, list[_Level], Tensor]:
@@ -383,12 +381,12 @@ def _prepared(grammar: TreeGrammar, tokens: Tensor, name: str, device: Device) -
         raise ValueError(f'{name} of shape {tuple(tokens.shape)} do not fit a tree of {n} leaves: give {meant}')
     if tokens.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise ValueError(f'{name} of type {tokens.dtype} are no tokens: give integers')
+    tokens = tokens.to(device=device, dtype=torch.int64)
     wrong = tokens[(tokens < 0) | (tokens >= grammar.v)]
     if len(wrong):
         raise ValueError(
-            f'{name} hold the token {wrong[0].item()}: use 0 to {grammar.v - 1}, the symbols of the grammar'
+            f'{name} hold the token {wrong[0].item()}: use the symbols of the grammar, 0 to {grammar.v - 1}'
         )
-    tokens = tokens.to(device=device, dtype=torch.int64)
     rules = [grammar.level_rules(depth).to(tokens.device) for depth in range(1 if grammar.shared else grammar.L)]
     levels = [_Level(T, T.sum(1), T.sum(2)) for T in rules] * (grammar.L if grammar.shared else 1)
     return tokens, levels, grammar.prior.to(tokens.device)
@@ -397,6 +395,4 @@ def _prepared(grammar: TreeGrammar, tokens: Tensor, name: str, device: Device) -
 def _check_possible(possible: Tensor, rows: slice) -> None:
     if not possible.all():
         row = rows.start + int(possible.int().argmin())
-        raise ValueError(
-            f'row {row} has probability zero under this grammar: remove it, or use the rules it comes from'
-        )
+        raise ValueError(f'row {row} has probability zero under this grammar: remove it, or use the rules it is from')

@@ -18,17 +18,12 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 def init_data(config: Config, device: torch.device | str = 'cpu', rules: Tensor | None = None) -> datasets.TreeGrammar:
     """The language of a run, drawing on `device`; `rules` are those of its files, when it has some already."""
     # mps has no 64-bit arithmetic to speak of: sequences are drawn beside it.
-    device = torch.device(device)
-    return datasets.RLM(
-        v=config.num_features,
-        L=config.num_layers,
-        beta=config.beta,
-        seed_rules=config.seed_rules,
-        seed_samples=config.seed_sample,
-        num_data=config.train_size if config.regime == 'offline' else None,
-        device='cpu' if device.type == 'mps' else device,
-        rules=rules,
-    )
+    device = torch.device('cpu') if torch.device(device).type == 'mps' else torch.device(device)
+    num_data = config.train_size if config.regime == 'offline' else None
+    v, L, seeds = config.num_features, config.num_layers, (config.seed_rules, config.seed_sample)
+    if config.dataset == 'rhm':
+        return datasets.RHM(v, config.num_synonyms, L, *seeds, num_data=num_data, device=device, rules=rules)
+    return datasets.RLM(v, L, config.beta, *seeds, num_data=num_data, device=device, rules=rules)
 
 
 def select_task(inputs: Tensor, targets: Tensor, config: Config) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,10 @@ import sys
 if not __package__:  # started as a script: the package is the folder of this file
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from RLM_clean.checkpoints import RunFiles  # noqa: E402
-from RLM_clean.config import from_arguments  # noqa: E402
-from RLM_clean.experiment import Outcome, train  # noqa: E402
-from RLM_clean.training import Diverged  # noqa: E402
+from RLM_clean.checkpoints import RunFiles
+from RLM_clean.config import from_arguments
+from RLM_clean.experiment import Outcome, train
+from RLM_clean.training import DivergedError
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
         outcome = train(config)
     except ValueError as error:
         return _fail(str(error), 2)
-    except (Diverged, OSError) as error:
+    except (DivergedError, OSError) as error:
         return _fail(f'{error}; the files of {config.outname} are as they were at the last checkpoint', 1)
     except KeyboardInterrupt:
         return _fail(f'stopped at once; the same command goes on from the last checkpoint of {config.outname}', 130)

@@ -41,8 +41,8 @@ from RLM_clean.datasets import TreeGrammar
 from RLM_clean.inference import all_next_token_probs, next_token_probs
 
 __all__ = [
-    'Language', 'Reference', 'ambiguity', 'bayes_floor', 'conditional_entropy', 'count_joint', 'count_ngrams', 'covariance',
-    'divergence_from_window', 'empirical_entropy', 'empirical_joint', 'empirical_marginals',
+    'Language', 'Reference', 'ambiguity', 'bayes_floor', 'conditional_entropy', 'count_joint', 'count_ngrams',
+    'covariance', 'divergence_from_window', 'empirical_entropy', 'empirical_joint', 'empirical_marginals',
     'empirical_mutual_information', 'entropy', 'excess_loss', 'joint', 'leaf_marginals', 'leaves_entropy',
     'level_marginals', 'marginal', 'mutual_information', 'mutual_information_by_distance', 'participation_ratio',
     'reference', 'rule_entropy', 'test', 'tree_entropy', 'window_distribution', 'window_entropies', 'window_ladder',
@@ -81,9 +81,7 @@ def test(model: nn.Module, inputs: Tensor, targets: Tensor, logits: Logits = app
     return loss / targets.numel(), correct / targets.numel()
 
 
-def _evaluate(
-    model: nn.Module, inputs: Tensor, others: Tensor, logits: Logits
-) -> Iterable[tuple[Tensor, Tensor]]:
+def _evaluate(model: nn.Module, inputs: Tensor, others: Tensor, logits: Logits) -> Iterable[tuple[Tensor, Tensor]]:
     """Logits in float32 or better, chunk by chunk, beside the rows of `others`; the model is in eval mode meanwhile."""
     was_training = model.training
     model.eval()

@@ -42,7 +42,12 @@ def learning_curve(
     for name, value in lines.items():
         axes.axhline(value, color=GREY, ls='--', lw=1)
         axes.annotate(
-            f'{name}: {value:.3f}', (0.02, value), xycoords=('axes fraction', 'data'), va='bottom', fontsize=8, color=GREY
+            f'{name}: {value:.3f}',
+            (0.02, value),
+            xycoords=('axes fraction', 'data'),
+            va='bottom',
+            fontsize=8,
+            color=GREY,
         )
     axes.set_xlabel('step')
     axes.set_ylabel('loss (nats)')
@@ -66,7 +71,9 @@ def excess_curve(dynamics: list[Record], axes: Axes | None = None, title: str = 
 def run_title(config: Config) -> str:
     """A line that tells a run's language and model."""
     c = config
-    return f'v = {c.num_features}, L = {c.num_layers}, beta = {c.beta:g}: {c.model}, depth {c.depth}, {c.optim}'
+    rules = f'beta = {c.beta:g}' if c.dataset == 'rlm' else f'm = {c.num_synonyms}'
+    model = f'{c.model}, depth {c.depth}, {c.optim}'
+    return f'{c.dataset.upper()}, v = {c.num_features}, L = {c.num_layers}, {rules}: {model}'
 
 
 def save_learning_curve(dynamics: list[Record], language: Language, config: Config, path: Path) -> None:

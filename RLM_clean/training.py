@@ -30,7 +30,7 @@ WINDOW = 128
 _TOKENS_AHEAD = 2**21
 
 
-class Diverged(ArithmeticError):
+class DivergedError(ArithmeticError):
     """The loss is no longer a number."""
 
 
@@ -104,7 +104,7 @@ class Trainer:
     def advance(self, end: int, interrupted: Callable[[], bool] = lambda: False) -> None:
         """Updates until step `end` or an interruption, then looks at the losses.
 
-        Raises Diverged when one of them is not finite.
+        Raises DivergedError when one of them is not finite.
         """
         first, start = self.step, time.perf_counter()
         losses = []
@@ -124,7 +124,7 @@ class Trainer:
         """Measures the model at this step and adds the record; keeps the model when its test loss is the best.
 
         The training loss is the mean over the steps since the last record; at step 0, that of the first batch.
-        Raises Diverged when a loss is not finite.
+        Raises DivergedError when a loss is not finite.
         """
         start = time.perf_counter()
         testloss, testacc = test(self.model, *self._batch('test', self.step, self.config.test_size), self.logits)
@@ -177,7 +177,7 @@ class Trainer:
 
     def _check(self, name: str, value: float, step: int) -> None:
         if not math.isfinite(value):
-            raise Diverged(
+            raise DivergedError(
                 f'the {name} is {value} at step {step}: lower lr={self.config.lr:g}, or limit the gradient by grad_clip'
             )
 

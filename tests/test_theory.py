@@ -53,7 +53,7 @@ def test_quadrature_agrees_with_brute_force_for_two_symbols(beta):
     assert theory.mean_rule_entropy(2, beta) == pytest.approx((measure @ entropy).item(), abs=1e-9)
 
 
-@pytest.mark.parametrize('v, grammars', ((32, 100), (128, 8)))
+@pytest.mark.parametrize('v, grammars', ((32, 60), (128, 4)))
 def test_finite_size_averages_agree_with_those_over_grammars(v, grammars):
     """Within 4 standard errors, in 20 comparisons: one false alarm in about 800 seeds."""
     for beta in BETAS:
@@ -86,7 +86,7 @@ def test_high_temperature_corrections_are_those_of_the_annealed_expansion():
     assert theory.mean_participation_ratio(v, beta) == pytest.approx(v ** (beta**2 - 2), rel=1e-4)
 
 
-@pytest.mark.parametrize('beta', (1.0, 2.0, 3.0, 8.0))
+@pytest.mark.parametrize('beta', (1.0, 2.0, 3.0, 6.0))
 def test_large_vocabularies_approach_the_thermodynamic_limit(beta):
     distances = [
         (
@@ -94,13 +94,13 @@ def test_large_vocabularies_approach_the_thermodynamic_limit(beta):
             abs(theory.mean_rule_entropy(v, beta) - theory.rem_entropy(v, beta)) / math.log(v),
             abs(theory.mean_participation_ratio(v, beta) - theory.rem_participation_ratio(beta)),
         )
-        for v in (10**2, 10**4, 10**8)
+        for v in (10**2, 10**4, 10**6)
     ]
     for larger, smaller in zip(distances[1:], distances[:-1], strict=True):
         assert all(a < b for a, b in zip(larger, smaller, strict=True))
 
 
-@pytest.mark.parametrize('v, beta, tolerance', ((128, 20.0, 0.01), (10**8, 8.0, 0.01), (10**16, 4.0, 0.03)))
+@pytest.mark.parametrize('v, beta, tolerance', ((128, 15.0, 0.01), (10**8, 8.0, 0.01), (10**16, 4.0, 0.03)))
 def test_the_weights_of_a_frozen_rule_are_those_of_poisson_and_dirichlet(v, beta, tolerance):
     """`E S = psi(1) - psi(Y)` with Y = E sum p^2, exact for v to infinity at fixed Y = 1 - 2 / beta."""
     Y = theory.mean_participation_ratio(v, beta)
@@ -246,12 +246,12 @@ def _mean_square_covariances(rhm: RHM) -> torch.Tensor:
 def test_covariances_of_the_random_hierarchy_model_are_the_published_ones():
     """v = 32, m = 8, L = 3, as in figure 1 of Cagnetta and Wyart (2024); the formula is asymptotic in v and m.
 
-    Over 40 grammars the statistical error is below 1 % at each height. At the root, where the prior is uniform, the
+    Over 30 grammars the statistical error is about 1 % at each height. At the root, where the prior is uniform, the
     formula is known at finite v too: the square of the covariance has a factor (1 - 1/v)^2 v^2 / (v^2 - 1) from the
     centering and from drawing pairs without replacement, and (v / (v + 1))^2 for each further level.
     """
     v, m, L = 32, 8, 3
-    found = torch.stack([_mean_square_covariances(RHM(v, m, L, seed_rules=seed)) for seed in range(40)]).mean(0).sqrt()
+    found = torch.stack([_mean_square_covariances(RHM(v, m, L, seed_rules=seed)) for seed in range(30)]).mean(0).sqrt()
     published = [theory.rhm_covariance(v, m, height) for height in (1, 2, 3)]
     for measured, formula in zip(found.tolist(), published, strict=True):
         assert measured == pytest.approx(formula, rel=0.12)

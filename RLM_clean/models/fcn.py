@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,7 +39,7 @@ class MLP(nn.Module):
         self.second_moment = 1 / vocab_size if second_moment is None else second_moment
         sizes = [num_inputs * vocab_size] + depth * [width]
         with torch.device('meta'):
-            self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+            self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
             self.head = nn.Linear(width, vocab_size, bias=False)
         self.to_empty(device='cpu')
         self.reset_parameters(seed)

@@ -54,7 +54,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(d, 3 * d)
         self.proj = nn.Linear(d, d)
 
-    def forward(self, x_BxTxd: Tensor, last_only: bool = False, cache: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
+    def forward(
+        self, x_BxTxd: Tensor, last_only: bool = False, cache: KeyValues | None = None
+    ) -> tuple[Tensor, KeyValues]:
         """The attention's output and its keys and values.
 
         With `last_only` the output is that of the last position alone, `(B, 1, d)`. With a `cache` of earlier keys
@@ -92,7 +94,9 @@ class Block(nn.Module):
         self.dropout_1 = Dropout(dropout, 2 * layer + 1)
         self.dropout_2 = Dropout(dropout, 2 * layer + 2)
 
-    def forward(self, x_BxTxd: Tensor, last_only: bool = False, cache: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
+    def forward(
+        self, x_BxTxd: Tensor, last_only: bool = False, cache: KeyValues | None = None
+    ) -> tuple[Tensor, KeyValues]:
         y, keys_values = self.attention(self.norm_1(x_BxTxd), last_only, cache)
         x = (x_BxTxd[:, -1:] if last_only else x_BxTxd) + self.dropout_1(y)
         y = self.contract(F.gelu(self.expand(self.norm_2(x))))
@@ -186,11 +190,10 @@ class CLM(nn.Module):
         """The residual stream `(B, T, d)` before the first block; `start` is the position of the first token."""
         T = inputs.shape[1]
         if start + T > self.block_size:
-            raise ValueError(f'a sequence of {start + T} tokens is longer than block_size={self.block_size}: shorten it')
-        if inputs.is_floating_point():
-            tokens = inputs @ self.tokens.weight
-        else:
-            tokens = self.tokens(inputs)
+            raise ValueError(
+                f'a sequence of {start + T} tokens is longer than block_size={self.block_size}: shorten it'
+            )
+        tokens = inputs @ self.tokens.weight if inputs.is_floating_point() else self.tokens(inputs)
         return self.dropout(tokens + self.positions.weight[start : start + T])
 
     def last_logits(self, inputs: Tensor) -> Tensor:

@@ -1,0 +1,45 @@
+# Sourced by code.sh and test.sh: finds a Python with the packages of a requirements file, or makes one in .venv.
+#
+#   find_python FILE MODULES...   sets $python; installs FILE into .venv when `import MODULES` fails everywhere
+
+newer_python() {
+    local candidate
+    for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python3.10; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "error: no Python 3.10 or newer was found: install one, or name it as PYTHON=/path/to/python3" >&2
+    return 2
+}
+
+make_venv() {
+    local file=$1 base
+    base=$(newer_python) || exit 2
+    # The stamp is written last: an installation that was broken off begins again.
+    local stamp=.venv/.installed-${file%.txt}
+    if [ -x .venv/bin/python ] && cat requirements*.txt | cmp -s - "$stamp"; then
+        return
+    fi
+    echo "setting up .venv with $file (once; some minutes, depending on the network)"
+    [ -x .venv/bin/python ] || "$base" -m venv .venv || {
+        echo "error: $base cannot make a virtual environment: install its venv module (on Debian: python3-venv)" >&2
+        exit 2
+    }
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file" || {
+        echo "error: the packages of $file could not be installed into .venv: see the lines above" >&2
+        exit 2
+    }
+    cat requirements*.txt >"$stamp"
+}
+
+find_python() {
+    local file=$1 modules=$2
+    if [ ! -e .venv ] && "${PYTHON:-python3}" -c "import $modules" 2>/dev/null; then
+        python=${PYTHON:-python3}
+    else
+        make_venv "$file"
+        python=.venv/bin/python
+    fi
+}
