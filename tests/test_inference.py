@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from brute_force import all_trees, joint, last_given, next_given, occurring
@@ -27,6 +29,15 @@ LEAVES_FUNCTIONS = [
     most_probable_tree,
     lambda grammar, leaves: sample_posterior(grammar, leaves, n=2, seed=0),
 ]
+
+
+@pytest.fixture(autouse=True, scope='module')
+def one_thread() -> Iterator[None]:
+    """Threads would only wait for each other over tensors this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def random_grammar(v: int, L: int, seed: int, zeros: float = 0.0, shared: bool = True, power: int = 1) -> TreeGrammar:
@@ -56,7 +67,7 @@ def grammars(*sizes: tuple[int, int]) -> st.SearchStrategy[TreeGrammar]:
     )
 
 
-def exhaustive(*sizes: tuple[int, int], examples: int = 20):
+def exhaustive(*sizes: tuple[int, int], examples: int = 20) -> Callable[[Callable], Callable]:
     """A test over random grammars of these sizes (v, L), the same ones on each run."""
     return lambda test: settings(max_examples=examples, deadline=None, derandomize=True, database=None)(
         given(grammar=grammars(*sizes))(test)
@@ -141,7 +152,7 @@ def test_most_probable_tree_is_the_best_of_all_trees(grammar: TreeGrammar) -> No
 
 
 @pytest.mark.parametrize(('v', 'L'), [(3, 2), (2, 3), (4, 2)])
-def test_posterior_samples_have_the_posterior_frequencies(v, L):
+def test_posterior_samples_have_the_posterior_frequencies(v: int, L: int) -> None:
     """Chi-square over all hidden trees above each of 4 sequences; false alarms: 12 tests at 1e-6 each, seed fixed."""
     grammar = random_grammar(v, L, seed=5, zeros=0.2, shared=False)
     levels, probs = all_trees(grammar)
@@ -167,7 +178,7 @@ def test_posterior_samples_have_the_posterior_frequencies(v, L):
         assert torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2).double(), chi2 / 2) > 1e-6
 
 
-def test_posterior_tree_is_a_function_of_seed_row_and_index_alone(monkeypatch):
+def test_posterior_tree_is_a_function_of_seed_row_and_index_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     grammar = random_grammar(4, 3, seed=1)
     leaves = grammar.sequences(0, 20)
     state = torch.get_rng_state()
@@ -187,7 +198,7 @@ def test_posterior_tree_is_a_function_of_seed_row_and_index_alone(monkeypatch):
 @pytest.mark.parametrize(
     ('name', 'entries'), [('_MESSAGE_ENTRIES', 1), ('_MESSAGE_ENTRIES', 35), ('_CHUNK_ENTRIES', 1000)]
 )
-def test_chunks_change_nothing(monkeypatch, name, entries):
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, name: str, entries: int) -> None:
     grammar = random_grammar(5, 3, seed=2)
     leaves = grammar.sequences(0, 30)
 
@@ -211,7 +222,7 @@ def test_chunks_change_nothing(monkeypatch, name, entries):
 
 
 @pytest.mark.parametrize('beta', [0.0, 2.0, 12.0])
-def test_nothing_underflows_at_depth_ten(beta):
+def test_nothing_underflows_at_depth_ten(beta: float) -> None:
     grammar = RLM(v=8, L=10, beta=beta)
     leaves = grammar.sequences(0, 3)
     log_probs = log_likelihood(grammar, leaves)
@@ -238,11 +249,13 @@ def copying_grammar(L: int = 2) -> TreeGrammar:
 
 
 @pytest.mark.parametrize('function', LEAVES_FUNCTIONS)
-def test_impossible_sequence_is_an_error_that_names_the_first(function, monkeypatch):
+def test_impossible_sequence_is_an_error_that_names_the_first(
+    function: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     leaves = torch.tensor([[0] * 4, [1] * 4, [2] * 4, [0, 0, 1, 0], [1] * 4, [0, 1, 0, 0]])
     for rows in (1000, 3, 2):
         monkeypatch.setattr(inference, '_MESSAGE_ENTRIES', {'cpu': rows * 3})
-        with pytest.raises(ValueError, match='^row 3 has probability zero'):
+        with pytest.raises(ValueError, match=r'^row 3 has probability zero'):
             function(copying_grammar(), leaves)
     function(copying_grammar(), leaves[:3])
 
@@ -250,13 +263,13 @@ def test_impossible_sequence_is_an_error_that_names_the_first(function, monkeypa
 def test_impossible_context_is_an_error_and_what_is_not_seen_does_not_count() -> None:
     grammar = copying_grammar()
     for context in ([[0, 0, 0], [0, 1, 1]], [[0, 0, 0], [1, 1, 0]], [[0, 0], [1, 0]]):
-        with pytest.raises(ValueError, match='^row 1 has probability zero'):
+        with pytest.raises(ValueError, match=r'^row 1 has probability zero'):
             next_token_probs(grammar, torch.tensor(context))
     # The last token is not part of any context, nor is what stands after the past.
     leaves = torch.tensor([[0, 0, 0, 1]])
     assert torch.equal(all_next_token_probs(grammar, leaves)[0, -1], torch.tensor([1.0, 0, 0]).double())
     assert torch.equal(ancestor_posteriors(grammar, leaves, past=3)[0][0, 0], torch.tensor([1.0, 0, 0]).double())
-    with pytest.raises(ValueError, match='^row 0 has probability zero'):
+    with pytest.raises(ValueError, match=r'^row 0 has probability zero'):
         ancestor_posteriors(grammar, leaves)
 
 
@@ -271,7 +284,7 @@ def test_impossible_context_is_an_error_and_what_is_not_seen_does_not_count() ->
         (torch.zeros(2, 4), 'type torch.float32 are no tokens'),
     ],
 )
-def test_leaves_that_do_not_fit_are_refused(function, leaves, message):
+def test_leaves_that_do_not_fit_are_refused(function: Callable, leaves: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         function(copying_grammar(), leaves)
 
