@@ -123,7 +123,7 @@ class Config:
     tensorboard: bool = option(False, 'output', 'write the curves for TensorBoard too (needs the package tensorboard)')
 
     device: str = option('auto', 'machine', 'auto (cuda, mps or cpu, the first there is), cpu, cuda, cuda:1, mps')
-    threads: int = option(0, 'machine', "threads of the CPU; 0 for torch's choice", NOT_NEGATIVE)
+    threads: int = option(0, 'machine', 'threads of the CPU; 0: one for small steps, else all cores', NOT_NEGATIVE)
     deterministic: bool = option(False, 'machine', 'only deterministic algorithms, on GPUs too (slower)')
 
     def __post_init__(self) -> None:
@@ -197,7 +197,7 @@ def _check_together(config: Config) -> None:
     c = config
     if c.num_tokens is None or not 2 <= c.num_tokens <= 2**c.num_layers:
         raise ValueError(
-            f'num_tokens={c.num_tokens} does not fit num_layers={c.num_layers}: use 2 to {2**c.num_layers} (2^num_layers)'
+            f'num_tokens={c.num_tokens} does not fit num_layers={c.num_layers}: use 2 to {2**c.num_layers} = 2^num_layers'
         )
     if c.dataset == 'rhm' and c.num_synonyms > c.num_features:
         raise ValueError(f'num_synonyms={c.num_synonyms} exceeds num_features={c.num_features}: lower it')

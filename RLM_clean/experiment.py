@@ -41,8 +41,8 @@ def train(config: Config, say: Say = print) -> Outcome:
 
     On SIGTERM, SIGUSR1 or SIGINT the step under way is finished and saved; a second SIGINT stops at once.
 
-    Raises ValueError when the files are those of another configuration or cannot be read, training.DivergedError when the
-    loss is no longer finite, OSError when a file cannot be written. Files that were good stay so.
+    Raises ValueError when the files are those of another configuration or cannot be read, DivergedError when the loss
+    is no longer finite, OSError when a file cannot be written. Files that were good stay so.
     """
     files = RunFiles(config.outname)
     device = prepare_machine(config)
@@ -77,8 +77,7 @@ def train(config: Config, say: Say = print) -> Outcome:
 
 def prepare_machine(config: Config) -> torch.device:
     """Sets the threads and the algorithms that the options ask for; returns the device."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or init.default_threads(config))
     if config.deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     torch.use_deterministic_algorithms(config.deterministic)

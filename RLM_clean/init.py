@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,9 @@ from RLM_clean import datasets, models
 from RLM_clean.config import Config
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
+
+# Multiplications in a step below which one thread is used.
+_PRODUCTS_FOR_THREADS = 2 * 10**8
 
 
 def init_data(config: Config, device: torch.device | str = 'cpu', rules: Tensor | None = None) -> datasets.TreeGrammar:
@@ -89,6 +93,21 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+def step_products(config: Config) -> int:
+    """About how many multiplications of matrix entries one update takes: three for each weight and position."""
+    d, positions = config.embedding_dim, config.batch_size * config.context_size
+    per_block = 4 * d * d + 2 * config.ffwd_size * d * d
+    return 3 * positions * (config.depth * per_block + d * config.num_features)
+
+
+def default_threads(config: Config) -> int:
+    """The threads of a run that names none, from its options alone: the same run has the same bits everywhere.
+
+    Small matrix products lose more to the meeting of threads than they gain.
+    """
+    return 1 if step_products(config) < _PRODUCTS_FOR_THREADS else os.cpu_count() or 1
 
 
 def init_training(
