@@ -197,7 +197,7 @@ def _check_together(config: Config) -> None:
     c = config
     if c.num_tokens is None or not 2 <= c.num_tokens <= 2**c.num_layers:
         raise ValueError(
-            f'num_tokens={c.num_tokens} does not fit num_layers={c.num_layers}: use 2 to {2**c.num_layers} = 2^num_layers'
+            f'num_tokens={c.num_tokens} does not fit num_layers={c.num_layers}: use 2 to 2^num_layers={2**c.num_layers}'
         )
     if c.dataset == 'rhm' and c.num_synonyms > c.num_features:
         raise ValueError(f'num_synonyms={c.num_synonyms} exceeds num_features={c.num_features}: lower it')
