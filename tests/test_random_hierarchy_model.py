@@ -8,7 +8,7 @@ import torch
 from RLM_clean.datasets import RHM, TreeGrammar
 
 
-def test_the_productions_of_a_level_are_distinct_and_equally_likely():
+def test_the_productions_of_a_level_are_distinct_and_equally_likely() -> None:
     for v, m, L in ((16, 4, 3), (7, 1, 2), (5, 5, 2), (2, 2, 1)):
         rhm = RHM(v, m, L)
         for level in range(L):
@@ -23,7 +23,7 @@ def test_the_productions_of_a_level_are_distinct_and_equally_likely():
             assert rhm.rules[level].dtype == torch.float32
 
 
-def test_levels_have_independent_rules():
+def test_levels_have_independent_rules() -> None:
     """Pairs that two levels both use, and rules that they share, are as few as chance makes them.
 
     Of the 4096 pairs 256 are used on each level: 16 in common, with standard deviation 3.75. Of the 262144 possible
@@ -37,7 +37,7 @@ def test_levels_have_independent_rules():
         assert (used[first] & used[second]).sum().item() <= 4
 
 
-def test_the_seed_alone_makes_the_grammar():
+def test_the_seed_alone_makes_the_grammar() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     rhm = RHM(8, 3, 2, seed_rules=5)
@@ -51,13 +51,13 @@ def test_the_seed_alone_makes_the_grammar():
     assert all(torch.equal(a, b) for a, b in zip(rhm.rules, deeper.rules, strict=False))
 
 
-def test_the_seed_keeps_its_meaning():
+def test_the_seed_keeps_its_meaning() -> None:
     """Golden grammar: if it changes, every stored result of an RHM loses its language; change it only knowingly."""
     productions = RHM(4, 2, 1, seed_rules=12345).productions(0).tolist()
     assert productions == [[[0, 2], [1, 3]], [[1, 1], [1, 2]], [[1, 0], [3, 3]], [[0, 3], [2, 1]]]
 
 
-def test_productions_are_drawn_with_equal_probability():
+def test_productions_are_drawn_with_equal_probability() -> None:
     """Chi-square of the v m = 48 productions of each level at its 0.9999 quantile: one false alarm in 3000 seeds."""
     v, m, L, n = 16, 3, 3, 20000
     rhm = RHM(v, m, L)
@@ -77,7 +77,7 @@ def test_productions_are_drawn_with_equal_probability():
         assert chi_square < _chi_square_quantile(len(drawn) * (m - 1), 3.72)
 
 
-def test_the_root_is_uniform_unless_told_otherwise():
+def test_the_root_is_uniform_unless_told_otherwise() -> None:
     """Chi-square with 7 degrees of freedom at its 0.9999 quantile: one false alarm in 10000 seeds."""
     n = 20000
     counts = RHM(8, 2, 1).sample_trees(n)[0].flatten().bincount(minlength=8).double()
@@ -86,7 +86,7 @@ def test_the_root_is_uniform_unless_told_otherwise():
     assert torch.equal(fixed, torch.full((10, 1), 2))
 
 
-def test_a_tree_is_read_off_its_leaves():
+def test_a_tree_is_read_off_its_leaves() -> None:
     rhm = RHM(12, 5, 4)
     trees = rhm.sample_trees(500)
     symbols = trees[-1]
@@ -99,7 +99,7 @@ def test_a_tree_is_read_off_its_leaves():
         assert torch.equal(symbols, trees[level])
 
 
-def test_it_is_a_dataset_like_any_tree_grammar():
+def test_it_is_a_dataset_like_any_tree_grammar() -> None:
     rhm = RHM(6, 2, 3, num_data=10, seed_samples=3)
     assert isinstance(rhm, TreeGrammar) and len(rhm) == 10
     inputs, target = rhm[4]
@@ -109,7 +109,7 @@ def test_it_is_a_dataset_like_any_tree_grammar():
     assert 'v=6, m=2, L=3' in repr(rhm)
 
 
-def test_stored_rules_give_back_the_grammar():
+def test_stored_rules_give_back_the_grammar() -> None:
     rhm = RHM(6, 2, 3, seed_rules=1)
     again = RHM(6, 2, 3, seed_rules=1, rules=torch.stack(rhm.rules))
     assert torch.equal(rhm.sequences(0, 50), again.sequences(0, 50))
@@ -124,16 +124,17 @@ def test_stored_rules_give_back_the_grammar():
         RHM(6, 2, 3, rules=ambiguous)
 
 
-def test_sizes_out_of_range_are_refused_with_a_remedy():
-    for arguments, message in (
-        ({'v': 8, 'm': 2, 'L': 2, 's': 3}, 's=3.*use s=2'),
-        ({'v': 8, 'm': 0, 'L': 2}, 'm=0.*use 1 to v=8'),
-        ({'v': 8, 'm': 9, 'L': 2}, 'm=9.*use 1 to v=8'),
-        ({'v': 1, 'm': 1, 'L': 2}, 'v=1'),
-        ({'v': 8, 'm': 2, 'L': 0}, 'L=0'),
+def test_sizes_out_of_range_are_refused_with_a_remedy() -> None:
+    for v, m, L, message in (
+        (8, 0, 2, 'm=0.*use 1 to v=8'),
+        (8, 9, 2, 'm=9.*use 1 to v=8'),
+        (1, 1, 2, 'v=1'),
+        (8, 2, 0, 'L=0'),
     ):
         with pytest.raises(ValueError, match=message):
-            RHM(**arguments)
+            RHM(v, m, L)
+    with pytest.raises(ValueError, match=r's=3.*use s=2'):
+        RHM(8, 2, 2, s=3)
 
 
 def _chi_square_quantile(k: int, z: float) -> float:

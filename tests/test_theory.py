@@ -1,6 +1,7 @@
 """Closed formulas, against brute force, against averages over grammars and against their limits."""
 
 import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,10 +13,19 @@ from RLM_clean.datasets.random_language_model import random_rules
 BETAS = (0.5, 1.0, 2.0, 3.0, 4.0)
 
 
+@pytest.fixture(autouse=True, scope='module')
+def one_thread() -> Iterator[None]:
+    """On a busy machine the threads of many small matrix products spend their time waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 # ---------------------------------------------------------------------- the rule as a random energy model
 
 
-def test_both_phases_of_the_random_energy_model_meet_at_the_freezing_point():
+def test_both_phases_of_the_random_energy_model_meet_at_the_freezing_point() -> None:
     below, above = theory.BETA_FREEZING - 1e-7, theory.BETA_FREEZING + 1e-7
     assert theory.rem_log_partition(32, below) == pytest.approx(theory.rem_log_partition(32, above), abs=1e-5)
     assert theory.rem_entropy(32, below) == pytest.approx(0, abs=1e-5)
@@ -26,7 +36,7 @@ def test_both_phases_of_the_random_energy_model_meet_at_the_freezing_point():
 
 
 @pytest.mark.parametrize('beta', (0.3, 1.0, 1.7, 2.5))
-def test_the_entropy_is_the_derivative_of_the_free_energy(beta):
+def test_the_entropy_is_the_derivative_of_the_free_energy(beta: float) -> None:
     """`S = ln Z - beta d(ln Z)/d(beta)` in the limit, and at finite v, where the library integrates by parts."""
     h = 1e-4
     for log_partition, entropy in (
@@ -38,7 +48,7 @@ def test_the_entropy_is_the_derivative_of_the_free_energy(beta):
 
 
 @pytest.mark.parametrize('beta', (0.5, 1.0, 2.0, 3.0))
-def test_quadrature_agrees_with_brute_force_for_two_symbols(beta):
+def test_quadrature_agrees_with_brute_force_for_two_symbols(beta: float) -> None:
     """v = 2: four weights, a Gaussian integral in three dimensions, the fourth being a shift of all energies."""
     sigma = beta * math.sqrt(math.log(2))
     points = torch.arange(-9, 9.01, 0.2, dtype=torch.float64)
@@ -54,7 +64,7 @@ def test_quadrature_agrees_with_brute_force_for_two_symbols(beta):
 
 
 @pytest.mark.parametrize('v, grammars', ((32, 60), (128, 4)))
-def test_finite_size_averages_agree_with_those_over_grammars(v, grammars):
+def test_finite_size_averages_agree_with_those_over_grammars(v: int, grammars: int) -> None:
     """Within 4 standard errors, in 20 comparisons: one false alarm in about 800 seeds."""
     for beta in BETAS:
         entropy, participation = [], []
@@ -70,14 +80,14 @@ def test_finite_size_averages_agree_with_those_over_grammars(v, grammars):
             assert abs(samples.mean().item() - exact) < 4 * error, (v, beta)
 
 
-def test_rules_are_uniform_at_infinite_temperature():
+def test_rules_are_uniform_at_infinite_temperature() -> None:
     for v in (2, 32, 1000):
         assert theory.mean_log_partition(v, 0) == pytest.approx(2 * math.log(v), abs=1e-12)
         assert theory.mean_rule_entropy(v, 0) == pytest.approx(2 * math.log(v), abs=1e-12)
         assert theory.mean_participation_ratio(v, 0) == pytest.approx(1 / v**2, rel=1e-12)
 
 
-def test_high_temperature_corrections_are_those_of_the_annealed_expansion():
+def test_high_temperature_corrections_are_those_of_the_annealed_expansion() -> None:
     """`E ln Z = ln E Z - Var Z / (2 (E Z)^2)` up to the cube of a ratio that is 6e-6 here."""
     v, beta = 1000, 0.5
     relative_variance = (v ** (beta**2) - 1) / v**2
@@ -87,7 +97,7 @@ def test_high_temperature_corrections_are_those_of_the_annealed_expansion():
 
 
 @pytest.mark.parametrize('beta', (1.0, 2.0, 3.0, 6.0))
-def test_large_vocabularies_approach_the_thermodynamic_limit(beta):
+def test_large_vocabularies_approach_the_thermodynamic_limit(beta: float) -> None:
     distances = [
         (
             abs(theory.mean_log_partition(v, beta) - theory.rem_log_partition(v, beta)) / math.log(v),
@@ -101,14 +111,14 @@ def test_large_vocabularies_approach_the_thermodynamic_limit(beta):
 
 
 @pytest.mark.parametrize('v, beta, tolerance', ((128, 15.0, 0.01), (10**8, 8.0, 0.01), (10**16, 4.0, 0.03)))
-def test_the_weights_of_a_frozen_rule_are_those_of_poisson_and_dirichlet(v, beta, tolerance):
+def test_the_weights_of_a_frozen_rule_are_those_of_poisson_and_dirichlet(v: int, beta: float, tolerance: float) -> None:
     """`E S = psi(1) - psi(Y)` with Y = E sum p^2, exact for v to infinity at fixed Y = 1 - 2 / beta."""
     Y = theory.mean_participation_ratio(v, beta)
     digamma = torch.special.digamma(torch.tensor([1.0, Y], dtype=torch.float64))
     assert theory.mean_rule_entropy(v, beta) == pytest.approx((digamma[0] - digamma[1]).item(), rel=tolerance)
 
 
-def test_temperatures_of_de_giuli_invert_and_place_the_freezing_point_at_one_eighth():
+def test_temperatures_of_de_giuli_invert_and_place_the_freezing_point_at_one_eighth() -> None:
     assert theory.degiuli_temperature(theory.BETA_FREEZING) == 1 / 8
     for beta in BETAS:
         x = theory.degiuli_temperature(beta)
@@ -120,13 +130,13 @@ def test_temperatures_of_de_giuli_invert_and_place_the_freezing_point_at_one_eig
 
 
 @pytest.mark.parametrize('function', (theory.mean_log_partition, theory.mean_rule_entropy, theory.rem_entropy))
-def test_impossible_rules_are_refused(function):
+def test_impossible_rules_are_refused(function: Callable[[int, float], float]) -> None:
     for v, beta in ((1, 1.0), (8, -1.0), (8, math.nan), (8, math.inf)):
-        with pytest.raises(ValueError, match='v=1|beta='):
+        with pytest.raises(ValueError, match=r'v=1|beta='):
             function(v, beta)
 
 
-def test_impossible_temperatures_are_refused():
+def test_impossible_temperatures_are_refused() -> None:
     for value in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError, match='beta='):
             theory.degiuli_temperature(value)
@@ -137,7 +147,7 @@ def test_impossible_temperatures_are_refused():
 # ---------------------------------------------------------------------- the decay of correlations
 
 
-def test_transition_matrices_are_the_marginals_of_the_rules():
+def test_transition_matrices_are_the_marginals_of_the_rules() -> None:
     rules = torch.zeros(2, 2, 2)
     rules[0] = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
     rules[1] = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
@@ -148,13 +158,13 @@ def test_transition_matrices_are_the_marginals_of_the_rules():
         torch.testing.assert_close(matrix.sum(1), torch.ones(16, dtype=torch.float64), atol=1e-14, rtol=0)
 
 
-def test_second_eigenvalue_of_known_matrices():
+def test_second_eigenvalue_of_known_matrices() -> None:
     assert theory.second_eigenvalue(torch.tensor([[0.9, 0.1], [0.3, 0.7]])) == pytest.approx(0.6, abs=1e-6)
     cycle = torch.roll(torch.eye(3), 1, 0)
     assert theory.second_eigenvalue(0.5 * cycle + 0.5 / 3) == pytest.approx(0.5, abs=1e-6)
 
 
-def test_correlations_fall_as_the_eigenvalues_say():
+def test_correlations_fall_as_the_eigenvalues_say() -> None:
     """The covariance of the two leaves in the middle of a tree, over 200 levels: its slope against the eigenvalues."""
     rules = random_rules(6, 1.5, 3)
     left, right = theory.transition_matrices(rules)
@@ -171,7 +181,7 @@ def test_correlations_fall_as_the_eigenvalues_say():
     assert theory.correlation_decay(rules, 7, 8) == pytest.approx(per_level**3, rel=1e-12)
 
 
-def test_correlation_decay_counts_the_steps_of_both_paths():
+def test_correlation_decay_counts_the_steps_of_both_paths() -> None:
     rules = random_rules(8, 1.5, 0)
     left, right = (theory.second_eigenvalue(matrix) for matrix in theory.transition_matrices(rules))
     assert theory.correlation_decay(rules, 4, 5) == 1
@@ -188,7 +198,7 @@ def test_correlation_decay_counts_the_steps_of_both_paths():
 
 
 @pytest.mark.parametrize('beta', (0.5, 1.0, 2.0))
-def test_a_random_rule_contracts_differences_by_its_random_matrix_size(beta):
+def test_a_random_rule_contracts_differences_by_its_random_matrix_size(beta: float) -> None:
     """Mean of |d P|^2 / |d|^2 over 400 matrices within 4 standard errors: one false alarm in 5000 seeds."""
     d = torch.randn(16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     d -= d.mean()
@@ -203,7 +213,7 @@ def test_a_random_rule_contracts_differences_by_its_random_matrix_size(beta):
     assert abs(ratios.mean().item() - theory.random_second_eigenvalue(16, beta) ** 2) < 4 * error
 
 
-def test_second_eigenvalues_of_random_grammars_are_of_the_random_matrix_size():
+def test_second_eigenvalues_of_random_grammars_are_of_the_random_matrix_size() -> None:
     """Eigenvalues at the edge of a disc scatter: 15 % at high temperature, 40 % at the freezing point."""
     for beta, tolerance in ((0.5, 0.15), (2.0, 0.4)):
         found = [
@@ -243,7 +253,7 @@ def _mean_square_covariances(rhm: RHM) -> torch.Tensor:
     return torch.tensor([sum(values) / len(values) for values in squares], dtype=torch.float64)
 
 
-def test_covariances_of_the_random_hierarchy_model_are_the_published_ones():
+def test_covariances_of_the_random_hierarchy_model_are_the_published_ones() -> None:
     """v = 32, m = 8, L = 3, as in figure 1 of Cagnetta and Wyart (2024); the formula is asymptotic in v and m.
 
     Over 30 grammars the statistical error is about 1 % at each height. At the root, where the prior is uniform, the
@@ -259,7 +269,7 @@ def test_covariances_of_the_random_hierarchy_model_are_the_published_ones():
     assert found[-1].item() == pytest.approx(published[-1] * finite, rel=0.03)
 
 
-def test_levels_are_learnt_when_their_covariance_exceeds_the_sampling_noise():
+def test_levels_are_learnt_when_their_covariance_exceeds_the_sampling_noise() -> None:
     v, m = 16, 4
     sizes = theory.rhm_sample_sizes(v, m, 4)
     for height, size in enumerate(sizes, start=1):
@@ -270,9 +280,9 @@ def test_levels_are_learnt_when_their_covariance_exceeds_the_sampling_noise():
     assert theory.rhm_sample_sizes(8, 8, 2) == [math.inf, math.inf]
 
 
-def test_impossible_hierarchies_are_refused():
+def test_impossible_hierarchies_are_refused() -> None:
     for arguments in ((8, 0, 1), (8, 9, 1), (1, 1, 1), (8, 2, 0)):
-        with pytest.raises(ValueError, match='v=|m=|height'):
+        with pytest.raises(ValueError, match=r'v=|m=|height'):
             theory.rhm_covariance(*arguments)
-        with pytest.raises(ValueError, match='v=|m=|height'):
+        with pytest.raises(ValueError, match=r'v=|m=|height'):
             theory.rhm_sample_sizes(*arguments)
