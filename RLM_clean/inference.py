@@ -72,17 +72,21 @@ def next_token_probs(grammar: TreeGrammar, inputs: Tensor, device: Device = None
 def all_next_token_probs(grammar: TreeGrammar, leaves: Tensor, device: Device = None) -> Tensor:
     """Every next-token prediction: `[:, i]` is P(x_i | x_0..x_{i-1}), i = 0..n-1, `(B, n, v)` float64.
 
+    With m < n leaves these are the last m of the tree, the earlier ones are unseen, and the result is `(B, m, v)`.
+
     The leaves are visited from left to right: on the way down a node's outside message holds the past alone, since
     what stands to its right is unseen; on the way up its sub-tree is complete. This takes 2^L - 2 L contractions of
-    v^3 a sequence, less than twice those of one prediction. `leaves (B, n)` int64; position 0 gets the marginal.
+    v^3 a sequence, less than twice those of one prediction. `leaves (B, n)` int64; the first position gets its marginal.
 
-    Raises ValueError for tokens or shapes that do not fit and for a past x_0..x_{n-2} of probability zero.
+    Raises ValueError for tokens or shapes that do not fit and for a past of probability zero.
     """
-    leaves, levels, prior = _prepared(grammar, leaves, 'leaves', device)
+    leaves, levels, prior = _prepared(grammar, leaves, 'last leaves', device)
+    unseen = [None] * (2**grammar.L - leaves.shape[1])
 
     def predict(rows: slice) -> list[Tensor]:
-        alphas, _ = _in_order(levels, prior, leaves[rows].unbind(1), needed=False)
-        probs = torch.stack([alpha.expand(len(leaves[rows]), -1) for alpha in alphas], 1)
+        alphas, _ = _in_order(levels, prior, [*unseen, *leaves[rows].unbind(1)], needed=False)
+        seen = alphas[len(unseen) :]
+        probs = torch.stack([alpha.expand(len(leaves[rows]), -1) for alpha in seen], 1)
         _check_possible(probs[:, -1].sum(1) > 0, rows)
         return [probs]
 
@@ -376,7 +380,11 @@ def _in_chunks(step: Callable[[slice], list[Tensor]], tokens: Tensor, v: int, en
 def _prepared(grammar: TreeGrammar, tokens: Tensor, name: str, device: Device) -> tuple[Tensor, list[_Level], Tensor]:
     """On the device: the tokens, checked, the levels from the root down (held once if shared), and the prior."""
     n = 2**grammar.L
-    widths, meant = (range(n), f'(B, k), k < {n}') if name == 'inputs' else (range(n, n + 1), f'(B, {n})')
+    widths, meant = {
+        'inputs': (range(n), f'(B, k), k < {n}'),
+        'leaves': (range(n, n + 1), f'(B, {n})'),
+        'last leaves': (range(1, n + 1), f'(B, m), 1 <= m <= {n}'),
+    }[name]
     if tokens.dim() != 2 or tokens.shape[1] not in widths:
         raise ValueError(f'{name} of shape {tuple(tokens.shape)} do not fit a tree of {n} leaves: give {meant}')
     if tokens.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
