@@ -76,7 +76,7 @@ def all_next_token_probs(grammar: TreeGrammar, leaves: Tensor, device: Device = 
 
     The leaves are visited from left to right: on the way down a node's outside message holds the past alone, since
     what stands to its right is unseen; on the way up its sub-tree is complete. This takes 2^L - 2 L contractions of
-    v^3 a sequence, less than twice those of one prediction. `leaves (B, n)` int64; the first position gets its marginal.
+    v^3 a sequence, less than twice those of one prediction. `leaves (B, n)` int64; the first gets its marginal.
 
     Raises ValueError for tokens or shapes that do not fit and for a past of probability zero.
     """
