@@ -48,7 +48,7 @@ def train(config: Config, say: Say = print) -> Outcome:
     device = prepare_machine(config)
     stored = None if config.resume == 'restart' else _stored(config, files)
     if stored is not None and files.final.exists():
-        return _complete(files)
+        return _complete(config, files)
     checkpoint = files.newest(say) if stored is not None else None
     if config.resume == 'require' and checkpoint is None:
         raise ValueError(f"resume='require' finds no checkpoint of outname={config.outname!r} to go on from: use auto")
@@ -59,19 +59,18 @@ def train(config: Config, say: Say = print) -> Outcome:
         leftover.unlink()
         say(f'{leftover} was left by a killed process and is removed')
 
-    language = prepare_language(config, device, stored, say)
-    trainer = Trainer(config, language, device)
-    if stored is None:
-        save({'config': config.to_dict(), 'rules': language.rules(), **language.losses()}, files.config)
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-        say(f'going on from step {trainer.step}')
     with Interruption() as interruption:
-        finished = run(trainer, files, interruption)
-    if not finished:
-        say(f'{interruption.name}: saved at step {trainer.step}; the same command goes on from there')
-        return _outcome('interrupted', trainer)
-    _finish(trainer, files)
+        language = prepare_language(config, device, stored, say)
+        trainer = Trainer(config, language, device)
+        if stored is None:
+            save({'config': config.to_dict(), 'rules': language.rules(), **language.losses()}, files.config)
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+            say(f'going on from step {trainer.step}')
+        if not run(trainer, files, interruption):
+            say(f'{interruption.name}: saved at step {trainer.step}; the same command goes on from there')
+            return _outcome('interrupted', trainer)
+        _finish(trainer, files)
     return _outcome('stopped early' if trainer.stopped_early else 'done', trainer)
 
 
@@ -140,6 +139,11 @@ def _finish(trainer: Trainer, files: RunFiles) -> None:
     content = {'config': config.to_dict(), 'output': output, 'model': trainer.weights(), 'best': trainer.best}
     save_learning_curve(trainer.dynamics, trainer.language, config, files.picture)
     save(content, files.final)
+    _remove_surplus(config, files)
+
+
+def _remove_surplus(config: Config, files: RunFiles) -> None:
+    """Removes what only resuming needed."""
     files.previous.unlink(missing_ok=True)
     if not config.checkpoints:
         for step in files.steps():
@@ -151,8 +155,9 @@ def _outcome(status: str, trainer: Trainer) -> Outcome:
     return Outcome(status, t.step, t.dynamics, t.best, t.language.entropy, t.excess_error)
 
 
-def _complete(files: RunFiles) -> Outcome:
+def _complete(config: Config, files: RunFiles) -> Outcome:
     content = load(files.final)
+    _remove_surplus(config, files)  # the process that wrote the file may have been killed before it did
     output = content['output']
     return Outcome(
         'complete', output['step'], output['dynamics'], content['best'], output['entropy'], output['excess_error']
