@@ -14,9 +14,11 @@ import json
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Container
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +30,7 @@ from RLM_clean.config import Config
 
 Record = dict[str, Any]
 _TEMPORARY = '.tmp-'
+_REMEDY = 'remove it, or begin again with --resume restart'
 
 
 class UnreadableFileError(ValueError):
@@ -60,35 +63,57 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 def save(content: dict[str, Any], path: Path) -> None:
     """Saves tensors and plain Python values atomically."""
-    atomic_write(path, lambda file: torch.save(content, file))
+
+    def write(file: BinaryIO) -> None:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch hides behind one of its own what the file raised, such as a full disk
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    atomic_write(path, write)
 
 
-def load(path: Path) -> dict[str, Any]:
+def _intact(path: Path) -> bool:
+    """Whether a zip archive, which every .pt file is, has its end and the right checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # of many kinds, on bytes that are no archive's
+        return False
+
+
+def load(path: Path, kinds: dict[str, type] | None = None) -> dict[str, Any]:
     """The content of a .pt file, on the CPU, read with weights_only=True: a file can hold data but run no code.
 
-    Raises UnreadableFileError for a file that is cut short and for one that holds anything but tensors and plain
-    values, FileNotFoundError where there is none.
+    Raises UnreadableFileError for a file that is cut short or changed, for one that holds anything but tensors and
+    plain values, and for one that lacks an entry of `kinds`; FileNotFoundError where there is none.
     """
-    with open(path, 'rb') as file:
-        head = file.read(2)
-    if head in (b'', b'P') or (head == b'PK' and not zipfile.is_zipfile(path)):
-        raise UnreadableFileError(f'{path} is cut short: remove it, or begin again with --resume restart', damaged=True)
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        with open(path, 'rb') as file:
+            head = file.read(2)
+    except (IsADirectoryError, PermissionError) as error:
+        raise UnreadableFileError(f'{path} cannot be read ({error.strerror}): {_REMEDY}', damaged=False) from None
+    if head not in (b'', b'P', b'PK'):  # nor need torch look at it: older formats are bare pickles
+        raise UnreadableFileError(f'{path} is no file of a run, nor safe to read: {_REMEDY}', damaged=False)
+    if not _intact(path):
+        raise UnreadableFileError(f'{path} is cut short or damaged: {_REMEDY}', damaged=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError:
         raise UnreadableFileError(
-            f'{path} is no checkpoint that is safe to read: it holds more than tensors and plain values; remove it',
-            damaged=False,
+            f'{path} is not safe to read, it holds more than tensors and plain values: {_REMEDY}', damaged=False
         ) from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnreadableFileError(
-            f'{path} is damaged ({reason}): remove it, or begin again with --resume restart', True
-        ) from None
+    except Exception as error:  # of many kinds, on archives that are not torch's
+        raise UnreadableFileError(f'{path} is no file of a run ({type(error).__name__}): {_REMEDY}', False) from None
     if not isinstance(content, dict):
-        raise UnreadableFileError(
-            f'{path} is no file of a run: it holds a {type(content).__name__}; remove it', damaged=False
-        )
+        raise UnreadableFileError(f'{path} is no file of a run, it holds a {type(content).__name__}: {_REMEDY}', False)
+    for name, kind in (kinds or {}).items():
+        if not isinstance(content.get(name), kind):
+            raise UnreadableFileError(f'{path} is no file of a run, it lacks {name!r}: {_REMEDY}', damaged=False)
     return content
 
 
@@ -107,6 +132,22 @@ class RunFiles:
         self.previous = self.folder / f'{name}_previous.pt'
         self.log = self.folder / f'{name}_log.jsonl'
         self.picture = self.folder / f'{name}.png'
+
+    def load_config(self) -> dict[str, Any]:
+        """The content of {outname}_config.pt. Raises UnreadableFileError also for an option that is none."""
+        kinds = {'config': dict, 'rules': Tensor, 'entropy': float, 'marginal': float, 'floors': dict}
+        content = load(self.config, kinds)
+        for name in sorted(content['config'].keys() - {field.name for field in fields(Config)}):
+            raise UnreadableFileError(f'{self.config} has {name!r}, which is no option: {_REMEDY}', damaged=False)
+        return content
+
+    def load_final(self) -> dict[str, Any]:
+        """The content of {outname}.pt."""
+        content = load(self.final, {'config': dict, 'output': dict, 'model': dict, 'best': dict})
+        for name in ('entropy', 'dynamics', 'step', 'excess_error'):
+            if name not in content['output']:
+                raise UnreadableFileError(f'{self.final} is no file of a run, it lacks {name!r}: {_REMEDY}', False)
+        return content
 
     def checkpoint(self, step: int) -> Path:
         """The path of the checkpoint of a step."""
@@ -172,7 +213,7 @@ class RunFiles:
             if not path.exists():
                 continue
             try:
-                content = load(path)
+                content = load(path, {'model': dict, 'state': dict, 'step': int})
             except UnreadableFileError as error:
                 if not error.damaged:
                     raise
@@ -220,14 +261,14 @@ class Run:
         self.files = RunFiles(outname)
         if not self.files.config.exists():
             raise ValueError(f'outname={str(outname)!r} has no file {self.files.config}: give the path of a run')
-        stored = load(self.files.config)
+        stored = self.files.load_config()
         # The machine that opens a run need not have the device that made it.
         self.config = Config(**{**stored['config'], 'outname': str(outname), 'device': 'cpu', 'tensorboard': False})
         self.entropy: float | None = stored['entropy']
         self.marginal: float | None = stored['marginal']
         self.floors: dict[int, tuple[float, float]] | None = stored['floors']
         self.rlm = init.init_data(self.config, rules=stored['rules'])
-        self._final = load(self.files.final) if self.files.final.exists() else None
+        self._final = self.files.load_final() if self.files.final.exists() else None
         self.done = self._final is not None
         self.dynamics: list[Record] = self._final['output']['dynamics'] if self._final else self._read_log()
 

@@ -25,6 +25,7 @@ POSITIVE: Check = (lambda x: x >= 1, 'a whole number, 1 or more')
 NOT_NEGATIVE: Check = (lambda x: x >= 0, 'a whole number, 0 or more')
 POSITIVE_REAL: Check = (lambda x: 0 < x < math.inf, 'a finite number above 0')
 NOT_NEGATIVE_REAL: Check = (lambda x: 0 <= x < math.inf, 'a finite number, 0 or more')
+BETA: Check = (lambda x: 0 <= x <= 1e9, 'a number from 0 to 1e9')
 FRACTION: Check = (lambda x: 0 <= x < 1, 'a number from 0 to below 1')
 SEED: Check = (lambda x: 0 <= x < 2**63, 'a whole number from 0 to 2^63 - 1')
 
@@ -57,7 +58,7 @@ class Config:
     num_tokens: int | None = option(
         None, 'language', 'tokens of a sequence that count, the target being the last of them (default: 2^num_layers)'
     )
-    beta: float = option(2.0, 'language', 'inverse temperature of the rules; they freeze at 2', NOT_NEGATIVE_REAL)
+    beta: float = option(2.0, 'language', 'inverse temperature of the rules; they freeze at 2', BETA)
     num_synonyms: int = option(8, 'language', 'm, productions of each symbol (rhm); at most num_features', POSITIVE)
     seed_rules: int = option(12345, 'seeds', 'seed of the grammar', SEED)
     seed_sample: int = option(67890, 'seeds', 'seed of the training and test sequences', SEED)
@@ -113,7 +114,10 @@ class Config:
     )  # fmt: skip
 
     print_freq: int = option(1024, 'output', 'steps between two evaluations', POSITIVE)
-    save_freq: int = option(2, 'output', 'checkpoints at steps spaced by 2^(1/save_freq), evaluated too', POSITIVE)
+    save_freq: int = option(
+        2, 'output', 'checkpoints at steps spaced by 2^(1/save_freq), evaluated too',
+        (lambda x: 1 <= x <= 1000, 'a whole number, 1 to 1000'),
+    )  # fmt: skip
     checkpoints: bool = option(True, 'output', 'keep the weights of every checkpoint')
     resume: str = option(
         'auto', 'output',
@@ -123,7 +127,10 @@ class Config:
     tensorboard: bool = option(False, 'output', 'write the curves for TensorBoard too (needs the package tensorboard)')
 
     device: str = option('auto', 'machine', 'auto (cuda, mps or cpu, the first there is), cpu, cuda, cuda:1, mps')
-    threads: int = option(0, 'machine', 'threads of the CPU; 0: one for small steps, else all cores', NOT_NEGATIVE)
+    threads: int = option(
+        0, 'machine', 'threads of the CPU; 0: one for small steps, else all cores',
+        (lambda x: 0 <= x <= 1024, 'a whole number, 0 to 1024'),
+    )  # fmt: skip
     deterministic: bool = option(False, 'machine', 'only deterministic algorithms, on GPUs too (slower)')
 
     def __post_init__(self) -> None:
@@ -170,12 +177,12 @@ def resolve_device(device: str) -> torch.device:
     if device == 'auto':
         return torch.device('cuda' if torch.cuda.is_available() else 'mps' if mps else 'cpu')
     kind, _, index = device.partition(':')
-    if kind not in ('cpu', 'cuda', 'mps') or not (index == '' or index.isdecimal()):
+    if kind not in ('cpu', 'cuda', 'mps') or not (device == kind or index.isdecimal()):
         raise ValueError(f'device={device!r} is unknown: use auto, cpu, cuda, cuda:1 or mps')
     present = {'cpu': 1, 'cuda': torch.cuda.device_count(), 'mps': int(mps)}[kind]
     if int(index or 0) >= present:
         raise ValueError(f'device={device!r} is not on this machine: use auto or cpu')
-    return torch.device(device)
+    return torch.device(kind, int(index)) if index else torch.device(kind)
 
 
 def _check_option(field: dataclasses.Field[Any], value: Any) -> None:
@@ -189,6 +196,8 @@ def _check_option(field: dataclasses.Field[Any], value: Any) -> None:
         raise ValueError(f'{name}={value!r} is not {_KIND_NAMES[kind]}: give one')
     if choices and value not in choices:
         raise ValueError(f'{name}={value!r} is unknown: use {" or ".join(str(c) for c in choices)}')
+    if kind is int and not abs(value) < 2**63:
+        raise ValueError(f'{name}={value} is out of range: use a whole number below 2^63')
     if check is not None and not check[0](value):
         raise ValueError(f'{name}={value!r} is out of range: use {check[1]}')
 
@@ -217,24 +226,41 @@ def _check_together(config: Config) -> None:
         )
     if not os.path.basename(c.outname) or os.path.isdir(c.outname):
         raise ValueError(f'outname={c.outname!r} names no file: give a path such as results/my_run')
+    if max(len(os.fsencode(part)) for part in c.outname.split(os.sep)) > 200:
+        raise ValueError(f'outname={c.outname!r} has too long a name in it: use at most 200 bytes for each')
+    if c.max_iters // c.print_freq > 10**6:
+        raise ValueError(f'print_freq={c.print_freq} makes over a million records of max_iters={c.max_iters}: raise it')
     if c.tensorboard and importlib.util.find_spec('tensorboard') is None:
         raise ValueError('tensorboard=True needs a package that is missing: pip install tensorboard')
-    _check_memory(c.num_features, c.num_layers if c.dataset == 'rhm' else 1)
+    _check_memory(c)
     resolve_device(c.device)
 
 
-def _check_memory(v: int, tensors: int) -> None:
-    """Rules take 4 bytes and sampling tables 8 for each of v^3 entries: say so before the machine runs out."""
-    needed = 12 * tensors * v**3
+def _check_memory(config: Config) -> None:
+    """Says before the machine runs out what cannot fit: the rules, the sequences, the weights."""
+    c = config
     try:
         present = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     except (AttributeError, OSError, ValueError):  # not a POSIX system: leave it to the allocator
         return
-    if needed > present:
-        raise ValueError(
-            f'num_features={v} needs {needed / 2**30:.0f} GiB for its rules, this machine has {present / 2**30:.0f}: '
-            f'use at most {int((present / 12 / tensors) ** (1 / 3))}'
-        )
+    sequence = 8 * 2**c.num_layers
+    # Bytes, and the options that ask for them with the power of each. An entry of the rules takes 4 bytes, and 8 in
+    # the sampling tables.
+    needs: list[tuple[int, dict[str, int]]] = [
+        (12 * (c.num_layers if c.dataset == 'rhm' else 1) * c.num_features**3, {'num_features': 3}),
+        (sequence * c.test_size, {'test_size': 1}),
+        (sequence * c.train_size if c.regime == 'offline' else 0, {'train_size': 1}),
+        (sequence * c.accumulation * c.batch_size, {'batch_size': 1, 'accumulation': 1}),
+        (4 * c.depth * c.ffwd_size * c.embedding_dim**2, {'embedding_dim': 2, 'ffwd_size': 1, 'depth': 1}),
+    ]
+    for needed, powers in needs:
+        if needed > present:
+            name = max(powers, key=lambda name: getattr(c, name))
+            value, power = getattr(c, name), powers[name]
+            raise ValueError(
+                f'{name}={value} needs {needed / 2**30:.0f} GiB, this machine has {present / 2**30:.0f}: '
+                f'use at most {int(value * (present / needed) ** (1 / power))}'
+            )
 
 
 # ---------------------------------------------------------------------- the command line
@@ -247,9 +273,14 @@ def _kind(field: dataclasses.Field[Any]) -> type:
     return _KINDS[str(field.type)]
 
 
+# What argparse leaves unsaid.
+_REMEDIES = {'expected one argument': 'give it a value', 'ignored explicit argument': 'give it without a value'}
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line on standard error and status 2, without the usage."""
+        message += ''.join(f': {remedy}' for found, remedy in _REMEDIES.items() if found in message)
         print(f'{self.prog}: error: {message}', file=sys.stderr)
         sys.exit(2)
 
@@ -297,7 +328,9 @@ def from_arguments(arguments: Sequence[str] | None = None, prog: str = 'rlm-trai
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         name = unknown[0].split('=')[0]
-        close = difflib.get_close_matches(name, [f'--{f.name}' for f in dataclasses.fields(Config)], 1)
+        fields = dataclasses.fields(Config)
+        flags = [f'--{f.name}' for f in fields] + [f'--no-{f.name}' for f in fields if _kind(f) is bool]
+        close = difflib.get_close_matches(name, flags, 1)
         parser.error(f'{unknown[0]!r} is no option: {f"did you mean {close[0]}?" if close else "see --help"}')
     try:
         return Config(**vars(known))

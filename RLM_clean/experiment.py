@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from RLM_clean import init, measures
-from RLM_clean.checkpoints import Record, RunFiles, load, save
+from RLM_clean.checkpoints import Record, RunFiles, save
 from RLM_clean.config import Config, resolve_device
 from RLM_clean.measures import Language
 from RLM_clean.plots import save_learning_curve
@@ -65,7 +65,7 @@ def train(config: Config, say: Say = print) -> Outcome:
         if stored is None:
             save({'config': config.to_dict(), 'rules': language.rules(), **language.losses()}, files.config)
         if checkpoint is not None:
-            trainer.restore(checkpoint)
+            _restore(trainer, checkpoint, files)
             say(f'going on from step {trainer.step}')
         if not run(trainer, files, interruption):
             say(f'{interruption.name}: saved at step {trainer.step}; the same command goes on from there')
@@ -105,7 +105,7 @@ def _stored(config: Config, files: RunFiles) -> dict[str, Any] | None:
                 f'outname={config.outname!r} has files but no {files.config}: use another name, or resume=restart'
             )
         return None
-    stored = load(files.config)
+    stored = files.load_config()
     name = config.first_difference(stored['config'])
     if name is not None:
         raise ValueError(
@@ -113,6 +113,14 @@ def _stored(config: Config, files: RunFiles) -> dict[str, Any] | None:
             'use that, another outname, or resume=restart'
         )
     return stored
+
+
+def _restore(trainer: Trainer, checkpoint: dict[str, Any], files: RunFiles) -> None:
+    try:
+        trainer.restore(checkpoint)
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        path = files.checkpoint(checkpoint['step'])
+        raise ValueError(f'{path} is of another run: remove it, use another outname, or resume=restart') from None
 
 
 def _make_folder(config: Config, files: RunFiles) -> None:
@@ -156,7 +164,7 @@ def _outcome(status: str, trainer: Trainer) -> Outcome:
 
 
 def _complete(config: Config, files: RunFiles) -> Outcome:
-    content = load(files.final)
+    content = files.load_final()
     _remove_surplus(config, files)  # the process that wrote the file may have been killed before it did
     output = content['output']
     return Outcome(

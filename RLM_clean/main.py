@@ -23,6 +23,10 @@ def main() -> int:
         return _fail(str(error), 2)
     except (DivergedError, OSError) as error:
         return _fail(f'{error}; the files of {config.outname} are as they were at the last checkpoint', 1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and 'memory' not in str(error):
+            raise
+        return _fail(f'memory ran out: lower batch_size={config.batch_size} or test_size={config.test_size}', 1)
     except KeyboardInterrupt:
         return _fail(f'stopped at once; the same command goes on from the last checkpoint of {config.outname}', 130)
     if outcome.status != 'interrupted':
