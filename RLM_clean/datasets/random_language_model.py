@@ -70,6 +70,8 @@ class RLM(TreeGrammar):
             raise ValueError(f'v={v} leaves nothing to predict: use 2 symbols or more')
         if not 0 <= beta < math.inf:
             raise ValueError(f'beta={beta} is no inverse temperature: use a finite number, 0 or more')
+        if rules is not None and rules.shape != (v, v, v):
+            raise ValueError(f'rules of shape {tuple(rules.shape)} do not fit v={v}: use the (v, v, v) of a file')
         super().__init__(
             random_rules(v, beta, seed_rules) if rules is None else rules,
             L,

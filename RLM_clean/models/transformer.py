@@ -16,10 +16,11 @@ from RLM_clean.streams import random_words
 
 KeyValues = tuple[Tensor, Tensor]
 
-# Logits of this standard deviation at initialisation put the loss within 0.01 nats of ln v, the uniform guess.
-INITIAL_LOGIT_STD = 0.1
-# Tied heads read the residual stream with its own embeddings: they need a smaller start for the same reason.
-INITIAL_TIED_STD = 0.05
+# Logits of this standard deviation at initialisation put the loss within 0.01 nats of ln v, the uniform guess, even
+# where few symbols are far from equally likely, so that the errors of the logits hardly average out.
+INITIAL_LOGIT_STD = 0.005
+# Tied heads read the residual stream with its own embeddings, which a smaller start would drown in the norm's epsilon.
+INITIAL_TIED_STD = 0.01
 
 
 class Dropout(nn.Module):
@@ -159,7 +160,7 @@ class CLM(nn.Module):
         """Draws every weight anew from a generator seeded by `seed`: embeddings N(0, 1), matrices N(0, 1/fan_in).
 
         The projections back to the residual stream are divided by sqrt(2 depth), so that its variance does not grow
-        with depth (Radford et al., GPT-2, 2019); the head starts with logits of standard deviation 0.1.
+        with depth (Radford et al., GPT-2, 2019); the head starts with logits of standard deviation 0.005.
         """
         generator = torch.Generator().manual_seed(seed)
         d = self.norm.normalized_shape[0]
