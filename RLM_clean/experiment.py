@@ -79,7 +79,8 @@ def prepare_machine(config: Config) -> torch.device:
     torch.set_num_threads(config.threads or init.default_threads(config))
     if config.deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic != torch.are_deterministic_algorithms_enabled():  # to set it takes torch over a second
+        torch.use_deterministic_algorithms(config.deterministic)
     return resolve_device(config.device)
 
 
@@ -99,8 +100,12 @@ def prepare_language(config: Config, device: torch.device, stored: dict[str, Any
 
 def _stored(config: Config, files: RunFiles) -> dict[str, Any] | None:
     """What the files of the run hold of its options and its language; None when there is no run yet."""
-    if not files.config.exists():
-        if files.final.exists() or files.steps():
+    try:
+        begun, others = files.config.exists(), files.final.exists() or files.steps()
+    except OSError as error:
+        raise _no_folder(config, error) from None
+    if not begun:
+        if others:
             raise ValueError(
                 f'outname={config.outname!r} has files but no {files.config}: use another name, or resume=restart'
             )
@@ -129,9 +134,13 @@ def _make_folder(config: Config, files: RunFiles) -> None:
         with tempfile.TemporaryFile(dir=files.folder):
             pass
     except OSError as error:
-        raise ValueError(
-            f'outname={config.outname!r} is in a folder that cannot be written ({error.strerror}): use another'
-        ) from None
+        raise _no_folder(config, error) from None
+
+
+def _no_folder(config: Config, error: OSError) -> ValueError:
+    return ValueError(
+        f'outname={config.outname!r} is in a folder that cannot be written ({error.strerror}): use another'
+    )
 
 
 def _finish(trainer: Trainer, files: RunFiles) -> None:
