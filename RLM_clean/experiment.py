@@ -90,12 +90,18 @@ def prepare_language(config: Config, device: torch.device, stored: dict[str, Any
     reference = measures.reference(grammar, config.context_size, config.objective).to(device)
     if stored is not None:
         return Language(grammar, reference, stored['entropy'], stored['marginal'], stored['floors'])
-    floors = measures.window_entropies(grammar, measures.window_ladder(config.context_size))
+    floors: dict[int, measures.Estimate] = {}
+    for k in measures.window_ladder(config.context_size):
+        if config.objective == 'last' and k == config.context_size and not measures.summable(grammar, k):
+            floors[k] = reference.floor()  # the same contexts: their posteriors are there already
+        else:
+            floors |= measures.window_entropies(grammar, [k])
+        value, error = floors[k]
+        say(f'best loss from {k} token{"" if k == 1 else "s"}: {value:.4f}{f" +- {error:.4f}" if error else ""} nats')
     entropy = floors[config.context_size] if config.objective == 'last' else reference.floor()
-    language = Language(grammar, reference, entropy[0], floors[0][0], floors)
-    ladder = ', '.join(f'H_{k} = {value:.4f}' for k, (value, _) in floors.items())
-    say(f'floors in nats: {ladder}; the lowest loss of the task is {entropy[0]:.4f}')
-    return language
+    if config.objective == 'all':
+        say(f'best loss from all tokens before each: {entropy[0]:.4f} nats')
+    return Language(grammar, reference, entropy[0], floors[0][0], floors)
 
 
 def _stored(config: Config, files: RunFiles) -> dict[str, Any] | None:

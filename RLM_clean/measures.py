@@ -45,7 +45,7 @@ __all__ = [
     'covariance', 'divergence_from_window', 'empirical_entropy', 'empirical_joint', 'empirical_marginals',
     'empirical_mutual_information', 'entropy', 'excess_loss', 'joint', 'leaf_marginals', 'leaves_entropy',
     'level_marginals', 'marginal', 'mutual_information', 'mutual_information_by_distance', 'participation_ratio',
-    'reference', 'rule_entropy', 'test', 'tree_entropy', 'window_distribution', 'window_entropies', 'window_ladder',
+    'reference', 'rule_entropy', 'summable', 'test', 'tree_entropy', 'window_distribution', 'window_entropies', 'window_ladder',
 ]  # fmt: skip
 
 Logits = Callable[[nn.Module, Tensor], Tensor]
@@ -168,12 +168,12 @@ def window_entropies(
 
     Raises ValueError for k outside 0..n-1.
     """
-    n, v = 2**grammar.L, grammar.v
+    n = 2**grammar.L
     result: dict[int, Estimate] = {}
     for k in window_ladder(n - 1) if ks is None else ks:
         if not 0 <= k < n:
             raise ValueError(f'k={k} is no window before the last of {n} tokens: use 0 to {n - 1}')
-        if k <= 1 or v ** (k + 1) <= _EXACT_ENTRIES:
+        if summable(grammar, k):
             result[k] = (_exact_window_entropy(grammar, k), 0.0)
             continue
         inputs = _sample_contexts(grammar, k, _affordable(grammar, k, num_samples), seed)
@@ -184,6 +184,11 @@ def window_entropies(
 def window_ladder(context_size: int) -> list[int]:
     """The windows 0, 1, 3, 7, ... up to a context, which complete one level of the tree after the other, and itself."""
     return [*takewhile(lambda k: k < context_size, (2**l - 1 for l in count())), context_size]
+
+
+def summable(grammar: TreeGrammar, k: int) -> bool:
+    """Whether `H(x_n | last k tokens)` is summed exactly over all contexts: up to 2^24 of them with their next token."""
+    return k <= 1 or grammar.v ** (k + 1) <= _EXACT_ENTRIES
 
 
 def _affordable(grammar: TreeGrammar, k: int, num_samples: int) -> int:
@@ -281,7 +286,7 @@ def reference(
     """
     size = 2**grammar.L - 1 if context_size is None else context_size
     v = grammar.v
-    if v**size <= num_samples and v ** (size + 1) <= _EXACT_ENTRIES:
+    if v**size <= num_samples and summable(grammar, size):
         return _whole_reference(grammar, size, objective)
     number = _affordable(grammar, size * (2 if objective == 'all' else 1), num_samples)
     number = min(number, max(64, _REFERENCE_ENTRIES // (v * (size if objective == 'all' else 1))))
