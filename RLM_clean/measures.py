@@ -45,7 +45,8 @@ __all__ = [
     'covariance', 'divergence_from_window', 'empirical_entropy', 'empirical_joint', 'empirical_marginals',
     'empirical_mutual_information', 'entropy', 'excess_loss', 'joint', 'leaf_marginals', 'leaves_entropy',
     'level_marginals', 'marginal', 'mutual_information', 'mutual_information_by_distance', 'participation_ratio',
-    'reference', 'rule_entropy', 'summable', 'test', 'tree_entropy', 'window_distribution', 'window_entropies', 'window_ladder',
+    'reference', 'rule_entropy', 'summable', 'test', 'tree_entropy', 'window_distribution',
+    'window_entropies', 'window_ladder',
 ]  # fmt: skip
 
 Logits = Callable[[nn.Module, Tensor], Tensor]
@@ -187,7 +188,7 @@ def window_ladder(context_size: int) -> list[int]:
 
 
 def summable(grammar: TreeGrammar, k: int) -> bool:
-    """Whether `H(x_n | last k tokens)` is summed exactly over all contexts: up to 2^24 of them with their next token."""
+    """Whether `H(x_n | last k tokens)` is summed exactly over all contexts and next tokens, up to 2^24 in all."""
     return k <= 1 or grammar.v ** (k + 1) <= _EXACT_ENTRIES
 
 
