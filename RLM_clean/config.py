@@ -327,11 +327,11 @@ def from_arguments(arguments: Sequence[str] | None = None, prog: str = 'rlm-trai
     parser = make_parser(prog)
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
-        name = unknown[0].split('=')[0]
+        name = unknown[0].split('=')[0].lstrip('-')
         fields = dataclasses.fields(Config)
-        flags = [f'--{f.name}' for f in fields] + [f'--no-{f.name}' for f in fields if _kind(f) is bool]
+        flags = [f.name for f in fields] + [f'no-{f.name}' for f in fields if _kind(f) is bool]
         close = difflib.get_close_matches(name, flags, 1)
-        parser.error(f'{unknown[0]!r} is no option: {f"did you mean {close[0]}?" if close else "see --help"}')
+        parser.error(f'{unknown[0]!r} is no option: {f"did you mean --{close[0]}?" if close else "see --help"}')
     try:
         return Config(**vars(known))
     except ValueError as error:
