@@ -1,0 +1,520 @@
+"""What a run says when it cannot go on: one line with the option, its value and the remedy, and nothing touched."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import io
+import os
+import pickle
+import random
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import arguments, run_main
+
+from RLM_clean import checkpoints
+from RLM_clean import main as main_module
+from RLM_clean.checkpoints import UnreadableFileError, load
+from RLM_clean.config import from_arguments
+from RLM_clean.experiment import train
+
+# ---------------------------------------------------------------------- the table of options
+
+# Options of which the first is at fault, the value that the line shows, and a part of the remedy.
+OPTIONS: list[tuple[dict[str, Any], str, str]] = [
+    ({'num_features': 1}, '1', 'use a whole number, 2 or more'),
+    ({'num_features': 'many'}, "'many'", 'give one'),
+    ({'num_features': 8.5}, "'8.5'", 'give one'),
+    ({'num_features': ''}, "''", 'give one'),
+    ({'num_features': 2**20}, '1048576', 'use at most'),
+    ({'num_features': 10**120}, '10000', 'below 2^63'),
+    ({'num_layers': 0}, '0', '1 to 20'),
+    ({'num_layers': 99}, '99', '1 to 20'),
+    ({'num_tokens': 5, 'num_layers': 2}, '5', 'use 2 to 2^num_layers=4'),
+    ({'num_tokens': 3}, '3', 'use 2 to 2^num_layers=2'),
+    ({'num_tokens': 1}, '1', 'use 2 to 2^num_layers=2'),
+    ({'beta': 'nan'}, 'nan', 'use a number from 0'),
+    ({'beta': -1}, '-1', 'use a number from 0'),
+    ({'beta': 'inf'}, 'inf', 'use a number from 0'),
+    ({'beta': 1e308}, '1e+308', 'use a number from 0 to 1e9'),
+    ({'beta': 'two'}, "'two'", 'give one'),
+    ({'num_synonyms': 9, 'dataset': 'rhm'}, '9', 'lower it'),
+    ({'num_synonyms': 0}, '0', 'use a whole number, 1 or more'),
+    ({'seed_rules': -1}, '-1', 'from 0 to 2^63 - 1'),
+    ({'seed_sample': -5}, '-5', 'from 0 to 2^63 - 1'),
+    ({'seed_model': 2**63}, '9223372036854775808', 'below 2^63'),
+    ({'seed_model': 'random'}, "'random'", 'give one'),
+    ({'dataset': 'wikipedia'}, "'wikipedia'", 'use rlm or rhm'),
+    ({'regime': 'both'}, "'both'", 'use online or offline'),
+    ({'input_format': 'bytes'}, "'bytes'", 'use long or onehot'),
+    ({'model': 'transformer'}, "'transformer'", 'use transformer_mlm or transformer_clm or fcn'),
+    ({'model': ''}, "''", 'use transformer_mlm'),
+    ({'objective': 'first'}, "'first'", 'use last or all'),
+    ({'objective': 'all', 'model': 'transformer_mlm'}, "'all'", "use model='transformer_clm'"),
+    ({'optim': 'adamw'}, "'adamw'", 'use sgd or adam'),
+    ({'scheduler': 'linear'}, "'linear'", 'use none or cosine or cosine-warmup'),
+    ({'dtype': 'float16'}, "'float16'", 'use float32 or bfloat16'),
+    ({'resume': 'yes'}, "'yes'", 'use auto or require or restart'),
+    ({'resume': 'require'}, "'require'", 'use auto'),
+    ({'train_size': 63, 'regime': 'offline'}, '63', 'lower it'),
+    ({'batch_size': 64, 'accumulation': 2, 'train_size': 127, 'regime': 'offline'}, '64', 'lower it'),
+    ({'batch_size': 0}, '0', 'use a whole number, 1 or more'),
+    ({'batch_size': 10**14}, '100000000000000', 'use at most'),
+    ({'accumulation': 0}, '0', 'use a whole number, 1 or more'),
+    ({'accumulation': 10**13}, '10000000000000', 'use at most'),
+    ({'test_size': 0}, '0', 'use a whole number, 1 or more'),
+    ({'test_size': 10**14}, '100000000000000', 'use at most'),
+    ({'whitening': 1}, '1', "input_format='onehot'"),
+    ({'whitening': 2, 'input_format': 'onehot'}, '2', 'use 0 or 1'),
+    ({'depth': 0}, '0', 'use a whole number, 1 or more'),
+    ({'embedding_dim': 0}, '0', 'use a whole number, 1 or more'),
+    ({'embedding_dim': 10**7}, '10000000', 'use at most'),
+    ({'num_heads': 3}, '3', 'make one a multiple of the other'),
+    ({'num_heads': 0}, '0', 'use a whole number, 1 or more'),
+    ({'ffwd_size': 0}, '0', 'use a whole number, 1 or more'),
+    ({'dropout': 1.0}, '1.0', 'use a number from 0 to below 1'),
+    ({'dropout': -0.1}, '-0.1', 'use a number from 0 to below 1'),
+    ({'dropout': 0.1, 'model': 'fcn'}, "'fcn'", 'leave both out'),
+    ({'tie_weights': True, 'model': 'fcn'}, "'fcn'", 'leave both out'),
+    ({'lr': -1}, '-1', 'use a finite number above 0'),
+    ({'lr': 0}, '0', 'use a finite number above 0'),
+    ({'lr': 'inf'}, 'inf', 'use a finite number above 0'),
+    ({'lr': 'nan'}, 'nan', 'use a finite number above 0'),
+    ({'lr': 'fast'}, "'fast'", 'give one'),
+    ({'lr': ''}, "''", 'give one'),
+    ({'momentum': 1}, '1', 'use a number from 0 to below 1'),
+    ({'weight_decay': -1}, '-1', 'use a finite number, 0 or more'),
+    ({'grad_clip': -1}, '-1', 'use a finite number, 0 or more'),
+    ({'warmup_time': -1}, '-1', 'use a whole number, 0 or more'),
+    ({'decay_time': 0}, '0', 'use a whole number, 1 or more'),
+    ({'max_iters': 0}, '0', 'use a whole number, 1 or more'),
+    ({'max_iters': 1e3}, "'1000.0'", 'give one'),
+    ({'max_epochs': 0}, '0', 'use a whole number, 1 or more'),
+    ({'print_freq': 0}, '0', 'use a whole number, 1 or more'),
+    ({'print_freq': 1, 'max_iters': 10**12}, '1', 'raise it'),
+    ({'save_freq': 0}, '0', 'use a whole number, 1 to 1000'),
+    ({'save_freq': 10**9}, '1000000000', 'use a whole number, 1 to 1000'),
+    ({'loss_threshold': 'nan'}, 'nan', 'use a finite number, 0 or more'),
+    ({'threads': -1}, '-1', 'use a whole number, 0 to 1024'),
+    ({'threads': 100000}, '100000', 'use a whole number, 0 to 1024'),
+    ({'device': 'tpu'}, "'tpu'", 'use auto, cpu'),
+    ({'device': 'cpu:'}, "'cpu:'", 'use auto, cpu'),
+    ({'device': 'cpu:1'}, "'cpu:1'", 'use auto or cpu'),
+    ({'device': 'cuda:9'}, "'cuda:9'", 'use auto or cpu'),
+    ({'outname': ''}, "''", 'give a path'),
+    ({'outname': 'kept'}, "'kept'", 'give a path'),
+    ({'outname': 'kept/'}, "'kept/'", 'give a path'),
+    ({'outname': 'kept/notes.txt/run'}, "'kept/notes.txt/run'", 'use another'),
+    ({'outname': 'kept/notes.txt/new/run'}, "'kept/notes.txt/new/run'", 'use another'),
+    ({'outname': '/dev/null/run'}, "'/dev/null/run'", 'use another'),
+    ({'outname': '/proc/nowhere/run'}, "'/proc/nowhere/run'", 'use another'),
+    ({'outname': 'new/' + 300 * 'x' + '/run'}, 'xxxx', 'use at most 200 bytes'),
+]
+if not torch.cuda.is_available():
+    OPTIONS.append(({'device': 'cuda'}, "'cuda'", 'use auto or cpu'))
+if not torch.backends.mps.is_available():
+    OPTIONS.append(({'device': 'mps'}, "'mps'", 'use auto or cpu'))
+if importlib.util.find_spec('tensorboard') is None:
+    OPTIONS.append(({'tensorboard': True}, 'True', 'pip install tensorboard'))
+
+# Words at the end of a good command line, and what the line of the error has.
+WORDS: list[tuple[list[str], tuple[str, ...]]] = [
+    (['--colour=red'], ('--colour=red', 'see --help')),
+    (['--num_layer=2'], ('--num_layer=2', 'did you mean --num_layers?')),
+    (['--seed_rule', '3'], ('--seed_rule', 'did you mean --seed_rules?')),
+    (['--no-checkpoint'], ('--no-checkpoint', 'did you mean --no-checkpoints?')),
+    (['results/run'], ('results/run', 'see --help')),
+    (['--lr'], ('--lr', 'give it a value')),
+    (['--checkpoints=0'], ('--checkpoints', "'0'", 'give it without a value')),
+]
+
+
+def fault(options: dict[str, Any]) -> str:
+    return ','.join(f'{name}={str(value)[:20]}' for name, value in options.items())
+
+
+# ---------------------------------------------------------------------- the table of files
+
+
+class Malicious:
+    """Unpickled by anything that trusts it, it leaves a file in the working folder."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, ('stolen', 'w')
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+def cut(path: Path, size: int | None = None) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2 if size is None else size])
+
+
+def flip(path: Path) -> None:
+    """Changes one byte of a tensor: the archive still has its end."""
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        entry = next(info for info in archive.infolist() if '/data/' in info.filename)
+    data[entry.header_offset + 200] ^= 1
+    path.write_bytes(data)
+
+
+def cut_every_checkpoint(folder: Path) -> None:
+    for path in folder.glob('run_t*.pt'):
+        cut(path)
+
+
+def plain_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('letter', 'dear reader')
+
+
+def become_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def torchscript(path: Path) -> None:
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(path))
+
+
+# What happened to the files of a run, the options of the next call, and what the line of the error has. `run.pt` is the
+# file of a finished run: only those that name it have one.
+FILES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], tuple[str, ...]]] = {
+    'another lr': (lambda f: None, {'lr': 0.5}, ('lr=0.5', '0.001', 'another outname')),
+    'another num_features': (lambda f: None, {'num_features': 9}, ('num_features=9', '8', 'another outname')),
+    'another seed_rules': (lambda f: None, {'seed_rules': 7}, ('seed_rules=7', '12345', 'resume=restart')),
+    'another scheduler': (lambda f: None, {'scheduler': ''}, ("scheduler='none'", 'cosine-warmup', 'resume=restart')),
+    'no checkpoint to require': (
+        lambda f: [path.unlink() for path in f.glob('run_t*.pt')], {'resume': 'require'}, ("resume='require'", 'auto'),
+    ),
+    '_config.pt a pickle': (
+        lambda f: (f / 'run_config.pt').write_bytes(pickle.dumps(Malicious())), {}, ('run_config.pt', 'safe', 'remove'),
+    ),
+    '_config.pt a malicious archive': (
+        lambda f: torch.save({'config': Malicious()}, f / 'run_config.pt'), {}, ('run_config.pt', 'safe', 'remove'),
+    ),
+    '_config.pt cut short': (lambda f: cut(f / 'run_config.pt'), {}, ('run_config.pt', 'cut short', 'remove')),
+    '_config.pt empty': (lambda f: cut(f / 'run_config.pt', 0), {}, ('run_config.pt', 'cut short', 'remove')),
+    '_config.pt of two bytes': (lambda f: cut(f / 'run_config.pt', 2), {}, ('run_config.pt', 'cut short', 'remove')),
+    '_config.pt changed': (lambda f: flip(f / 'run_config.pt'), {}, ('run_config.pt', 'damaged', 'remove')),
+    '_config.pt a text': (
+        lambda f: (f / 'run_config.pt').write_text('dear reader'), {}, ('run_config.pt', 'no file of a run', 'remove'),
+    ),
+    '_config.pt a plain zip': (
+        lambda f: plain_zip(f / 'run_config.pt'), {}, ('run_config.pt', 'no file of a run', 'remove'),
+    ),
+    '_config.pt a TorchScript model': (
+        lambda f: torchscript(f / 'run_config.pt'), {}, ('run_config.pt', 'no file of a run', 'remove'),
+    ),
+    '_config.pt a folder': (
+        lambda f: become_folder(f / 'run_config.pt'), {}, ('run_config.pt', 'remove'),
+    ),
+    '_config.pt missing': (
+        lambda f: (f / 'run_config.pt').unlink(), {}, ('outname=', 'run_config.pt', 'resume=restart'),
+    ),
+    '_config.pt a list': (
+        lambda f: torch.save([1], f / 'run_config.pt'), {}, ('run_config.pt', 'list', 'remove'),
+    ),
+    '_config.pt without rules': (
+        lambda f: edit(f / 'run_config.pt', lambda x: x.pop('rules')), {}, ('run_config.pt', "'rules'", 'remove'),
+    ),
+    '_config.pt without options': (
+        lambda f: edit(f / 'run_config.pt', lambda x: x.pop('config')), {}, ('run_config.pt', "'config'", 'remove'),
+    ),
+    '_config.pt with an unknown option': (
+        lambda f: edit(f / 'run_config.pt', lambda x: x['config'].update(colour=1)), {},
+        ('run_config.pt', "'colour'", 'no option', 'remove'),
+    ),
+    '_config.pt with other rules': (
+        lambda f: edit(f / 'run_config.pt', lambda x: x.update(rules=x['rules'][:2])), {},
+        ('rules', '(2, 8, 8)', 'use'),
+    ),
+    'newest checkpoint a pickle': (
+        lambda f: (f / 'run_t4.pt').write_bytes(pickle.dumps(Malicious())), {}, ('run_t4.pt', 'safe', 'remove'),
+    ),
+    'newest checkpoint a malicious archive': (
+        lambda f: torch.save({'model': Malicious()}, f / 'run_t4.pt'), {}, ('run_t4.pt', 'safe', 'remove'),
+    ),
+    'newest checkpoint of the older format': (
+        lambda f: torch.save({'model': Malicious()}, f / 'run_t4.pt', _use_new_zipfile_serialization=False), {},
+        ('run_t4.pt', 'safe', 'remove'),
+    ),
+    'newest checkpoint of another model': (
+        lambda f: edit(f / 'run_t4.pt', lambda x: x['model'].popitem()), {}, ('run_t4.pt', 'another run', 'remove'),
+    ),
+    'newest checkpoint without a model': (
+        lambda f: edit(f / 'run_t4.pt', lambda x: x.pop('model')), {}, ('run_t4.pt', "'model'", 'remove'),
+    ),
+    'every checkpoint cut short': (cut_every_checkpoint, {}, ('run_t4.pt', 'cut short', 'restart')),
+    'run.pt cut short': (lambda f: cut(f / 'run.pt'), {}, ('run.pt', 'cut short', 'remove')),
+    'run.pt a list': (lambda f: torch.save([1, 2], f / 'run.pt'), {}, ('run.pt', 'list', 'remove')),
+    'run.pt empty': (lambda f: torch.save({}, f / 'run.pt'), {}, ('run.pt', 'lacks', 'remove')),
+    'run.pt without results': (
+        lambda f: edit(f / 'run.pt', lambda x: x['output'].pop('dynamics')), {}, ('run.pt', "'dynamics'", 'remove'),
+    ),
+    'run.pt a malicious archive': (
+        lambda f: torch.save({'output': Malicious()}, f / 'run.pt'), {}, ('run.pt', 'safe', 'remove'),
+    ),
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------- what holds for each row
+
+Answer = tuple[int, str, str]
+CallMain = Callable[[list[str]], Answer]
+
+
+@pytest.fixture
+def call_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CallMain:
+    """Calls main with a command line; gives its status and what it wrote on standard output and standard error."""
+
+    def call(words: list[str]) -> Answer:
+        monkeypatch.setattr(sys, 'argv', ['rlm-train', *words])
+        capsys.readouterr()
+        try:
+            status = main_module.main()
+        except SystemExit as stop:
+            assert isinstance(stop.code, int)
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a file in it that is somebody else's."""
+    (tmp_path / 'kept').mkdir()
+    (tmp_path / 'kept' / 'notes.txt').write_text('keep me')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small run that is done."""
+    folder = tmp_path_factory.mktemp('finished')
+    train(from_arguments(arguments(outname=folder / 'run')), say=lambda line: None)
+    return folder
+
+
+@pytest.fixture
+def unfinished(finished: Path, folder: Path) -> Path:
+    """The files of a run that was killed before it could say that it is done."""
+    shutil.copytree(finished, folder / 'out', copy_function=shutil.copyfile)
+    (folder / 'out' / 'run.pt').unlink()
+    return folder / 'out'
+
+
+def snapshot(folder: Path) -> dict[str, Any]:
+    """Everything below a folder: contents and times of change."""
+    return {
+        str(path.relative_to(folder)): None if path.is_dir() else (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob('*')
+    }
+
+
+def check_refusal(answer: Answer, said: tuple[str, ...]) -> None:
+    """One line on standard error that has all that is `said`, status 2, no traceback."""
+    status, out, err = answer
+    assert 'Traceback' not in out + err
+    assert status == 2, err
+    assert err.startswith('rlm-train: error: ') and err.endswith('\n') and err.count('\n') == 1, err
+    for part in said:
+        assert part in err
+
+
+# ---------------------------------------------------------------------- the promises
+
+
+def test_the_tables_have_what_a_user_gets_wrong():
+    assert len(OPTIONS) + len(WORDS) + len(FILES) >= 120
+
+
+@pytest.mark.parametrize(('options', 'value', 'remedy'), OPTIONS, ids=[fault(row[0]) for row in OPTIONS])
+def test_a_bad_option_gives_its_name_value_and_remedy_in_one_line_and_writes_nothing(
+    options: dict[str, Any], value: str, remedy: str, call_main: CallMain, folder: Path
+):
+    before = snapshot(folder)
+    answer = call_main(arguments(**{'outname': 'new/run', **options}))
+    check_refusal(answer, (next(iter(options)), value, remedy))
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize(('words', 'said'), WORDS, ids=[' '.join(row[0]) for row in WORDS])
+def test_words_that_are_no_options_are_refused_in_one_line_and_nothing_is_written(
+    words: list[str], said: tuple[str, ...], call_main: CallMain, folder: Path
+):
+    before = snapshot(folder)
+    check_refusal(call_main(arguments(outname='new/run') + words), said)
+    assert snapshot(folder) == before
+
+
+def test_a_run_without_outname_is_refused(call_main: CallMain, folder: Path):
+    before = snapshot(folder)
+    check_refusal(call_main(arguments()), ('outname', "''", 'give a path such as results/my_run'))
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_files_that_cannot_be_gone_on_from_are_refused_in_one_line_and_left_alone(
+    name: str, call_main: CallMain, unfinished: Path, finished: Path, folder: Path
+):
+    spoil, options, said = FILES[name]
+    if name.startswith('run.pt'):
+        shutil.copyfile(finished / 'run.pt', unfinished / 'run.pt')
+    spoil(unfinished)
+    before = snapshot(folder)
+    check_refusal(call_main(arguments(outname='out/run', **options)), said)
+    assert snapshot(folder) == before
+    assert not (folder / 'stolen').exists()
+
+
+def test_the_malicious_pickle_of_these_tests_would_work_on_a_reader_that_trusts_it(folder: Path):
+    pickle.loads(pickle.dumps(Malicious())).close()
+    assert (folder / 'stolen').exists()
+
+
+def test_a_process_refuses_bad_options_in_one_line(folder: Path):
+    rows: list[tuple[list[str], tuple[str, ...]]] = [
+        (arguments(outname=folder / 'new/run', lr=-1), ('lr=-1', 'above 0')),
+        (arguments(outname='/dev/null/run'), ('outname=', '/dev/null/run', 'use another')),
+        (arguments(outname=folder / 'new/run', num_head=2), ('--num_head', 'did you mean --num_heads?')),
+    ]
+    before = snapshot(folder)
+    for words, said in rows:
+        done = run_main(words)
+        check_refusal((done.returncode, done.stdout, done.stderr), said)
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize(
+    'name', ['another lr', '_config.pt a TorchScript model', 'newest checkpoint a malicious archive']
+)
+def test_a_process_refuses_bad_files_in_one_line(name: str, unfinished: Path, folder: Path):
+    """Besides what happens inside one: the warnings of torch do not reach standard error."""
+    spoil, options, said = FILES[name]
+    spoil(unfinished)
+    before = snapshot(folder)
+    done = run_main(arguments(outname=unfinished / 'run', **options))
+    check_refusal((done.returncode, done.stdout, done.stderr), said)
+    assert snapshot(folder) == before
+
+
+def test_bytes_changed_at_random_are_found_out(finished: Path, tmp_path: Path):
+    """Whatever the bytes are, load gives what was saved or says that it cannot; 300 changes by a fixed seed."""
+    draw = random.Random(5)
+    good = (finished / 'run_t4.pt').read_bytes()
+    expected = str(load(finished / 'run_t4.pt'))
+    found = 0
+    for _ in range(300):
+        data = bytearray(good)
+        for _ in range(draw.choice((1, 3, 20))):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        (tmp_path / 'changed.pt').write_bytes(data)
+        try:
+            assert str(load(tmp_path / 'changed.pt')) == expected
+        except UnreadableFileError as error:
+            found += '\n' not in str(error)
+    assert found > 250
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_one_line_and_keeps_the_good_files(
+    call_main: CallMain, folder: Path
+):
+    words = arguments(outname='out/run', optim='sgd', lr=1e6, max_iters=100)
+    status, out, err = call_main(words)
+    assert status == 1 and 'Traceback' not in out + err
+    assert err.count('\n') == 1 and 'nan' in err and 'lower lr=1e+06' in err and 'out/run' in err
+    run = checkpoints.load_run('out/run')
+    assert not run.done and run.steps and run.dynamics[-1]['t'] == run.steps[-1]
+    for step in run.steps:
+        assert all(weights.isfinite().all() for weights in run.model(step).state_dict().values())
+    before = snapshot(folder / 'out')
+    status, _, again = call_main(words)
+    assert (status, again) == (1, err)
+    assert {name: file[0] for name, file in snapshot(folder / 'out').items()} == {
+        name: file[0] for name, file in before.items()
+    }
+
+
+class SmallDisk(io.FileIO):
+    """A file on a disk that has room for 3000 bytes."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > 3000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+@pytest.mark.parametrize('write', [1, 2, 3, 5, 6, 9, 'inside torch.save'])
+def test_a_full_disk_gives_one_line_and_leaves_only_whole_files(
+    write: int | str, call_main: CallMain, finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And once there is room, the same command ends with the weights of a run that always had it."""
+    words = arguments(outname='out/run')
+    written = 0
+
+    def full(descriptor: int) -> None:
+        nonlocal written
+        written += 1
+        if written == write:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'fsync', full)
+        if isinstance(write, str):
+            patch.setattr(checkpoints, 'open', lambda path, mode, **_: SmallDisk(path, mode), raising=False)
+        status, out, err = call_main(words)
+    assert status == 1 and 'Traceback' not in out + err
+    assert err.count('\n') == 1 and 'No space left' in err and 'out/run' in err
+    files = list((folder / 'out').iterdir())
+    assert not [path for path in files if '.tmp-' in path.name]
+    for path in files:
+        if path.suffix == '.pt':
+            load(path)
+    assert call_main(words)[0] == 0
+    for name in ('run.pt', 'run_t1.pt', 'run_t4.pt'):
+        expected = load(finished / name)['model']
+        assert all(torch.equal(expected[key], value) for key, value in load(folder / 'out' / name)['model'].items())
+
+
+@pytest.mark.parametrize(
+    ('error', 'status', 'said'),
+    [
+        (KeyboardInterrupt(), 130, 'goes on from the last checkpoint of new/run'),
+        (MemoryError(), 1, 'lower batch_size=64'),
+        (RuntimeError('CUDA out of memory. Tried to allocate\n2 GiB'), 1, 'lower batch_size=64'),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, 'test_size=32'),
+    ],
+)
+def test_what_stops_a_run_from_outside_is_told_in_one_line(
+    error: BaseException, status: int, said: str, call_main: CallMain, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(config: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main_module, 'train', fail)
+    answer = call_main(arguments(outname='new/run'))
+    assert answer[0] == status and answer[2].count('\n') == 1 and said in answer[2]
+
+
+def test_an_error_of_the_program_itself_is_not_hidden(call_main: CallMain, monkeypatch: pytest.MonkeyPatch):
+    def fail(config: object) -> None:
+        raise RuntimeError('shapes do not fit')
+
+    monkeypatch.setattr(main_module, 'train', fail)
+    with pytest.raises(RuntimeError, match='shapes do not fit'):
+        call_main(arguments(outname='new/run'))
