@@ -347,7 +347,7 @@ def test_a_second_sigint_stops_at_once(tmp_path: Path) -> None:
 
 def test_a_signal_during_preparation_or_the_end_is_heard_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def signal_at_floors(line: str) -> None:
-        if 'floors' in line:
+        if line.startswith('best loss'):
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(experiment, 'save_learning_curve', lambda *_: signal.raise_signal(signal.SIGTERM))
