@@ -19,6 +19,8 @@ def main() -> int:
     config = from_arguments()
     try:
         outcome = train(config)
+        if outcome.status != 'interrupted':
+            print(summary(outcome, config.outname), flush=True)
     except ValueError as error:
         return _fail(str(error), 2)
     except (DivergedError, OSError) as error:
@@ -29,8 +31,6 @@ def main() -> int:
         return _fail(f'memory ran out: lower batch_size={config.batch_size} or test_size={config.test_size}', 1)
     except KeyboardInterrupt:
         return _fail(f'stopped at once; the same command goes on from the last checkpoint of {config.outname}', 130)
-    if outcome.status != 'interrupted':
-        print(summary(outcome, config.outname))
     return 0
 
 

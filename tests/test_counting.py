@@ -108,4 +108,4 @@ def test_what_cannot_be_counted_is_refused_by_name():
     with pytest.raises(ValueError, match='all zero'):
         counting.empirical_entropy(torch.zeros(3))
     with pytest.raises(ValueError, match="correction='jackknife' is unknown"):
-        counting.empirical_entropy(torch.ones(3), 'jackknife')
+        counting.empirical_entropy(torch.ones(3), 'jackknife')  # type: ignore[arg-type]
