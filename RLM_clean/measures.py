@@ -87,10 +87,12 @@ def _evaluate(model: nn.Module, inputs: Tensor, others: Tensor, logits: Logits) 
     was_training = model.training
     model.eval()
     size = max(1, _TOKENS_PER_PASS // inputs.shape[1])
-    for x, y in zip(inputs.split(size), others.split(size), strict=True):
-        scores = logits(model, x)
-        yield (scores if scores.dtype == torch.float64 else scores.float()), y
-    model.train(was_training)
+    try:
+        for x, y in zip(inputs.split(size), others.split(size), strict=True):
+            scores = logits(model, x)
+            yield (scores if scores.dtype == torch.float64 else scores.float()), y
+    finally:
+        model.train(was_training)
 
 
 # ---------------------------------------------------------------------- entropies of the last token
@@ -167,19 +169,23 @@ def window_entropies(
     `seed`, by default the grammar's own): unbiased, and with less variance than the mean of -ln P(x_n | context).
     There are `num_samples` contexts, fewer where one is so dear that they would take more than some seconds.
 
-    Raises ValueError for k outside 0..n-1.
+    Raises ValueError for k outside 0..n-1 and for fewer than 2 samples where the sum is not exact.
     """
-    n = 2**grammar.L
     result: dict[int, Estimate] = {}
-    for k in window_ladder(n - 1) if ks is None else ks:
-        if not 0 <= k < n:
-            raise ValueError(f'k={k} is no window before the last of {n} tokens: use 0 to {n - 1}')
+    for k in window_ladder(2**grammar.L - 1) if ks is None else ks:
+        _check_window(grammar, k)
         if summable(grammar, k):
             result[k] = (_exact_window_entropy(grammar, k), 0.0)
             continue
         inputs = _sample_contexts(grammar, k, _affordable(grammar, k, num_samples), seed)
         result[k] = _mean_and_error(torch.special.entr(next_token_probs(grammar, inputs)).sum(1))
     return result
+
+
+def _check_window(grammar: TreeGrammar, k: int) -> None:
+    n = 2**grammar.L
+    if not 0 <= k < n:
+        raise ValueError(f'k={k} is no window before the last of {n} tokens: use 0 to {n - 1}')
 
 
 def window_ladder(context_size: int) -> list[int]:
@@ -194,7 +200,9 @@ def summable(grammar: TreeGrammar, k: int) -> bool:
 
 def _affordable(grammar: TreeGrammar, k: int, num_samples: int) -> int:
     """How many contexts of k tokens the budget allows: a posterior takes about k/2 contractions of v^3."""
-    return max(64, min(num_samples, int(_SAMPLING_BUDGET / (max(1, k / 2) * grammar.v**3))))
+    if num_samples < 2:
+        raise ValueError(f'num_samples={num_samples} gives no standard error: use 2 or more')
+    return min(num_samples, max(64, int(_SAMPLING_BUDGET / (max(1, k / 2) * grammar.v**3))))
 
 
 def _sample_contexts(grammar: TreeGrammar, k: int, number: int, seed: int | None) -> Tensor:
@@ -237,7 +245,8 @@ class Reference:
         divergences = []
         for scores, p in _evaluate(model, self.inputs, self.posteriors, logits):
             log_q = torch.log_softmax(scores.double(), -1).to(p.device)
-            divergences.append(-(torch.special.entr(p) + p * log_q).sum(-1))
+            # What cannot follow costs nothing, also where the model rules it out: 0 times -inf is no number.
+            divergences.append(-(torch.special.entr(p) + (p * log_q).where(p > 0, 0)).sum(-1))
         return _mean_and_error(self._per_context(torch.cat(divergences)), self.weights)
 
     def to(self, device: torch.device) -> Reference:
@@ -284,9 +293,15 @@ def reference(
     All contexts with their probabilities where there are no more than `num_samples`, as for L = 1; otherwise those of
     sampled sequences, as in `window_entropies`. For the objective 'all' the posteriors are those of the token after
     each position given the context up to it.
+
+    Raises ValueError for a context_size outside 1..n-1, an unknown objective and fewer than 2 samples where sampled.
     """
-    size = 2**grammar.L - 1 if context_size is None else context_size
-    v = grammar.v
+    v, n = grammar.v, 2**grammar.L
+    size = n - 1 if context_size is None else context_size
+    if not 1 <= size < n:
+        raise ValueError(f'context_size={size} does not fit before the last of {n} tokens: use 1 to {n - 1}')
+    if objective not in ('last', 'all'):
+        raise ValueError(f'objective={objective!r} is unknown: use last or all')
     if v**size <= num_samples and summable(grammar, size):
         return _whole_reference(grammar, size, objective)
     number = _affordable(grammar, size * (2 if objective == 'all' else 1), num_samples)
@@ -346,8 +361,9 @@ def divergence_from_window(
     """`E KL(P(x_n | last k tokens) || model)`, the model seeing all n - 1 tokens, and its standard error, in nats.
 
     Zero for a model that is the best predictor from k tokens: along a training run, the k of the least divergence
-    tells which level of the tree the model has reached.
+    tells which level of the tree the model has reached. Raises ValueError for k outside 0..n-1.
     """
+    _check_window(grammar, k)
     whole = reference(grammar, None, 'last', num_samples)
     seen = whole.inputs[:, whole.inputs.shape[1] - k :]
     posteriors = next_token_probs(grammar, seen).cpu()
@@ -355,4 +371,5 @@ def divergence_from_window(
 
 
 def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+    """Where a model is; the CPU for a predictor without parameters."""
+    return next((parameter.device for parameter in model.parameters()), torch.device('cpu'))
