@@ -175,6 +175,11 @@ def cut_every_checkpoint(folder: Path) -> None:
         cut(path)
 
 
+def remove_every_checkpoint(folder: Path) -> None:
+    for path in folder.glob('run_t*.pt'):
+        path.unlink()
+
+
 def plain_zip(path: Path) -> None:
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('letter', 'dear reader')
@@ -197,7 +202,7 @@ FILES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], tuple[str, ...]]] 
     'another seed_rules': (lambda f: None, {'seed_rules': 7}, ('seed_rules=7', '12345', 'resume=restart')),
     'another scheduler': (lambda f: None, {'scheduler': ''}, ("scheduler='none'", 'cosine-warmup', 'resume=restart')),
     'no checkpoint to require': (
-        lambda f: [path.unlink() for path in f.glob('run_t*.pt')], {'resume': 'require'}, ("resume='require'", 'auto'),
+        remove_every_checkpoint, {'resume': 'require'}, ("resume='require'", 'auto'),
     ),
     '_config.pt a pickle': (
         lambda f: (f / 'run_config.pt').write_bytes(pickle.dumps(Malicious())), {}, ('run_config.pt', 'safe', 'remove'),
