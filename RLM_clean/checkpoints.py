@@ -297,8 +297,9 @@ class Run:
         return init.select_task(inputs, targets, self.config)
 
     def logits(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        """The model's logits for the task's targets, from token indices `(B, T)`, in the run's input format."""
-        return init.task_logits(model, inputs, self.config)
+        """The model's logits for the task's targets, from token indices `(B, T)`, in the run's format and precision."""
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.config.dtype == 'bfloat16'):
+            return init.task_logits(model, inputs, self.config)
 
     def _weights(self, step: int | str | None) -> dict[str, Tensor]:
         if step == 'best' and self._final:
