@@ -18,7 +18,7 @@ deterministic=${deterministic:-0}       # 1: only deterministic algorithms, on G
 dataset=${dataset:-rlm}                 # rlm: Random Language Model; rhm: Random Hierarchy Model
 num_features=${num_features:-128}       # v, the number of symbols
 num_layers=${num_layers:-1}             # L, the depth of the tree
-num_tokens=${num_tokens:-$((2 ** num_layers))}  # tokens that count, the last is the target
+num_tokens=${num_tokens:-}              # tokens that count, the last is the target; empty: 2^num_layers
 beta=${beta:-2}                         # inverse temperature of the rules (rlm); they freeze at 2
 num_synonyms=${num_synonyms:-8}         # productions of each symbol (rhm)
 
@@ -76,6 +76,11 @@ for seed in seed_rules seed_sample seed_model; do
         echo "$seed=${!seed}"
     fi
 done
+
+if [ -z "$num_tokens" ]; then
+    # a depth that is no small number is left to main.py, which says what is wrong with it
+    [[ $num_layers =~ ^[1-9][0-9]?$ ]] && num_tokens=$((2 ** num_layers)) || num_tokens=2
+fi
 
 rules=b$beta
 [ "$dataset" = rhm ] && rules=m$num_synonyms

@@ -225,9 +225,10 @@ class RunFiles:
                 break
         if damaged and not readable:
             raise damaged[0][1]
+        instead = 'the run begins again' if found is None else f'the run goes on from step {found["step"]}'
         for path, _ in damaged:
             path.unlink()
-            say(f'{path} was damaged and is removed: an earlier checkpoint takes its place')
+            say(f'{path} was damaged and is removed: {instead}')
         return found
 
     def append_record(self, record: Record) -> None:
