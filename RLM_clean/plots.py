@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +37,30 @@ def learning_curve(
     # linear up to 1 puts step 0, the untrained model, on the log axis
     axes.set_xscale('symlog', linthresh=1, linscale=0.5)
     axes.set_xlim(left=0)
-    lines = {f'best from {k} token{"" if k == 1 else "s"}': value for k, (value, _) in floors.items()}
+    lines = {f'k = {k}': value for k, (value, _) in floors.items()}
     if all(abs(value - entropy) > 1e-6 for value in lines.values()):
-        lines['best of all'] = entropy
-    for name, value in lines.items():
-        axes.axhline(value, color=GREY, ls='--', lw=1)
-        axes.annotate(
-            f'{name}: {value:.3f}',
-            (0.02, value),
-            xycoords=('axes fraction', 'data'),
-            va='bottom',
-            fontsize=8,
-            color=GREY,
-        )
+        lines['task'] = entropy
+    floor_lines(axes, lines)
     axes.set_xlabel('step')
     axes.set_ylabel('loss (nats)')
-    axes.set_title(title)
+    axes.set_title(title, fontsize=10)
     axes.legend(loc='best')
     return axes
+
+
+def floor_lines(axes: Axes, lines: dict[str, float]) -> None:
+    """Horizontal lines at the values of `lines`, each labelled in the right margin; labels are kept apart."""
+    low, high = axes.get_ylim()
+    low, high = min(low, *lines.values()), max(high, *lines.values())
+    low, high = low - 0.05 * (high - low), high + 0.02 * (high - low)
+    axes.set_ylim(low, high)
+    label = low - math.inf
+    for i, (name, value) in enumerate(sorted(lines.items(), key=lambda line: line[1])):
+        legend = 'best loss from the last k tokens' if i == 0 else None
+        axes.axhline(value, color=GREY, ls='--', lw=1, zorder=1, label=legend)
+        label = max(value, label + 0.045 * (high - low))
+        place = (1.01, (label - low) / (high - low))
+        axes.annotate(f'{name}: {value:.3f}', place, xycoords='axes fraction', va='center', fontsize=8, color=GREY)
 
 
 def excess_curve(dynamics: list[Record], axes: Axes | None = None, title: str = '') -> Axes:
@@ -64,7 +71,7 @@ def excess_curve(dynamics: list[Record], axes: Axes | None = None, title: str = 
     axes.loglog([r['t'] for r in later], [r['excess'] for r in later], color=GREEN, marker='.')
     axes.set_xlabel('step')
     axes.set_ylabel('excess over the floor (nats)')
-    axes.set_title(title)
+    axes.set_title(title, fontsize=10)
     return axes
 
 
