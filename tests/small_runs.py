@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from RLM_clean import experiment
 from RLM_clean.checkpoints import RunFiles
 from RLM_clean.config import Config
-from RLM_clean.experiment import prepare_language
+from RLM_clean.experiment import Outcome, prepare_language
 from RLM_clean.training import Trainer
 
 TINY: dict[str, Any] = {
@@ -30,6 +33,12 @@ def tiny(outname: Path | str = 'run', **options: Any) -> Config:
 
 def quiet(line: str) -> None:
     """Says nothing."""
+
+
+def train(config: Config, say: Callable[[str], None] = quiet) -> Outcome:
+    """A whole run without its picture, which takes longer than all the rest."""
+    with mock.patch.object(experiment, 'save_learning_curve'):
+        return experiment.train(config, say)
 
 
 def make_trainer(config: Config) -> Trainer:

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import torch
 from helpers import arguments
-from small_runs import TINY, assert_same_run, contents, make_trainer, quiet, tiny
+from small_runs import TINY, assert_same_run, contents, make_trainer, quiet, tiny, train
 
 from RLM_clean import experiment, init, training
 from RLM_clean.checkpoints import RunFiles, load, load_run
 from RLM_clean.config import Config
-from RLM_clean.experiment import Outcome, train
+from RLM_clean.experiment import Outcome
 from RLM_clean.main import main
 from RLM_clean.signals import Interruption
 from RLM_clean.training import Trainer
@@ -95,10 +95,13 @@ def test_interruptions_at_all_steps_change_nothing(tmp_path: Path, regime: dict[
 
 def test_an_interruption_does_not_move_an_early_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, 'WINDOW', 8)
-    options = {'max_iters': 60, 'optim': 'adam', 'lr': 0.02, 'loss_threshold': 1.87}
+    options: dict[str, Any] = {'max_iters': 60, 'optim': 'adam', 'lr': 0.02}
+    trainer = make_trainer(tiny(**options))
+    losses = [trainer.update().item() for _ in range(24)]
+    options['loss_threshold'] = sum(losses[16:]) / 8 + 1e-6
     whole = tiny(tmp_path / 'whole' / 'run', **options)
     end = run_with_stops(whole, []).step
-    assert 8 < end < 60
+    assert 8 < end <= 24
     for stop in range(1, end):
         config = tiny(tmp_path / str(stop) / 'run', **options)
         trainer = run_with_stops(config, [stop])
@@ -109,13 +112,6 @@ def test_an_interruption_does_not_move_an_early_stop(tmp_path: Path, monkeypatch
 # ---------------------------------------------------------------------- killed between two operations on files
 
 
-@pytest.fixture
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the picture, which takes longer than a tiny run."""
-    monkeypatch.setattr(experiment, 'save_learning_curve', lambda *_: None)
-
-
-@pytest.mark.usefixtures('no_picture')
 @pytest.mark.parametrize('checkpoints', (True, False), ids=('checkpoints', 'no-checkpoints'))
 def test_a_kill_between_any_two_operations_on_files_is_survived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: bool
@@ -143,7 +139,7 @@ def test_a_kill_between_any_two_operations_on_files_is_survived(
     with monkeypatch.context() as patched:
         patched.setattr(os, 'replace', copying_replace)
         patched.setattr(Path, 'unlink', copying_unlink)
-        train(config, quiet)
+        train(config)
     assert len(copies) > 30
     for copy in copies:
         said: list[str] = []
@@ -154,22 +150,22 @@ def test_a_kill_between_any_two_operations_on_files_is_survived(
         assert_same_run(copy / 'run', config.outname)
 
 
-@pytest.mark.usefixtures('no_picture')
 def test_a_truncated_newest_checkpoint_is_survived_with_a_line(tmp_path: Path) -> None:
-    config = tiny(tmp_path / 'whole' / 'run', **ADAM)
-    train(config, quiet)
-    for stop in (1, 6, 10, 23):
-        for size in (0, 1, 100, -1):
-            hurt = tiny(tmp_path / f'{stop}_{size}' / 'run', **ADAM)
-            interrupted = _train_until(hurt, stop)
-            assert interrupted.status == 'interrupted'
-            newest = RunFiles(hurt.outname).checkpoint(stop)
-            os.truncate(newest, size if size >= 0 else newest.stat().st_size - 100)
-            said: list[str] = []
-            assert train(hurt, said.append).status == 'done'
-            line = next(line for line in said if 'damaged' in line)
-            assert str(newest) in line and 'earlier checkpoint' in line
-            assert_same_run(hurt.outname, config.outname)
+    """Wherever it is cut; and when the one before is cut as well, the run begins again."""
+    whole = tiny(tmp_path / 'whole' / 'run', **ADAM)
+    train(whole)
+    for stop, size, both in ((1, 0, False), (6, 1, False), (10, 100, False), (23, 10_000, False), (16, 100, True)):
+        hurt = tiny(tmp_path / f'{stop}' / 'run', **ADAM)
+        files = RunFiles(hurt.outname)
+        assert _train_until(hurt, stop).status == 'interrupted'
+        os.truncate(files.checkpoint(stop), size)
+        if both:
+            os.truncate(files.previous, size)
+        said: list[str] = []
+        assert train(hurt, said.append).status == 'done'
+        assert any('damaged' in line and str(files.checkpoint(stop)) in line for line in said)
+        assert any(line.startswith('going on from step') for line in said) == (not both)
+        assert_same_run(hurt.outname, whole.outname)
 
 
 def _train_until(config: Config, stop: int) -> Outcome:
@@ -188,38 +184,35 @@ def _train_until(config: Config, stop: int) -> Outcome:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(experiment, 'Interruption', Stop)
         patched.setattr(experiment, 'run', run)
-        return train(config, quiet)
+        return train(config)
 
 
-@pytest.mark.usefixtures('no_picture')
 def test_a_log_cut_short_is_made_whole(tmp_path: Path) -> None:
     whole, hurt = (tiny(tmp_path / name / 'run', **ADAM) for name in ('whole', 'hurt'))
-    train(whole, quiet)
+    train(whole)
     _train_until(hurt, 12)
     log = RunFiles(hurt.outname).log
     os.truncate(log, log.stat().st_size - 30)
     records = len(load_run(hurt.outname).dynamics)
     assert records == len(log.read_text().splitlines()) - 1  # the line that was cut is no record
-    train(hurt, quiet)
+    train(hurt)
     assert_same_run(hurt.outname, whole.outname)
 
 
-@pytest.mark.usefixtures('no_picture')
 def test_a_complete_run_is_left_as_it_is(tmp_path: Path) -> None:
     config = tiny(tmp_path / 'run')
-    train(config, quiet)
+    train(config)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    outcome = train(config, quiet)
+    outcome = train(config)
     assert outcome.status == 'complete' and outcome.step == config.max_iters
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.usefixtures('no_picture')
 def test_restart_begins_again_and_leaves_nothing_of_the_run_before(tmp_path: Path) -> None:
-    train(tiny(tmp_path / 'new' / 'run', max_iters=6, seed_model=5), quiet)
-    train(tiny(tmp_path / 'old' / 'run', max_iters=24), quiet)
+    train(tiny(tmp_path / 'new' / 'run', max_iters=6, seed_model=5))
+    train(tiny(tmp_path / 'old' / 'run', max_iters=24))
     again = tiny(tmp_path / 'old' / 'run', max_iters=6, seed_model=5, resume='restart')
-    assert train(again, quiet).status == 'done'
+    assert train(again).status == 'done'
     new, old = contents(tmp_path / 'new' / 'run'), contents(tmp_path / 'old' / 'run')
     assert list(new) == list(old)
     assert all(torch.equal(new['.pt']['model'][name], x) for name, x in old['.pt']['model'].items())
@@ -352,10 +345,10 @@ def test_a_signal_during_preparation_or_the_end_is_heard_too(tmp_path: Path, mon
 
     monkeypatch.setattr(experiment, 'save_learning_curve', lambda *_: signal.raise_signal(signal.SIGTERM))
     whole, stopped = tiny(tmp_path / 'whole' / 'run'), tiny(tmp_path / 'stopped' / 'run')
-    assert train(whole, quiet).status == 'done'  # whose file is being written
-    outcome = train(stopped, signal_at_floors)
+    assert experiment.train(whole, quiet).status == 'done'
+    outcome = experiment.train(stopped, signal_at_floors)
     assert outcome.status == 'interrupted' and outcome.step == 0
-    assert train(stopped, quiet).status == 'done'
+    assert experiment.train(stopped, quiet).status == 'done'
     assert_same_run(stopped.outname, whole.outname)
 
 
