@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -188,6 +189,7 @@ def run(trainer: Trainer, files: RunFiles, interruption: Interruption) -> bool:
     last = config.last_step
     saves = set(init.save_times(last, config.save_freq))
     times = init.print_times(last, config.print_freq, config.save_freq)
+    records = set(times)
     keep = saves if config.checkpoints else set()
     files.rewrite_log(trainer.dynamics)
     files.retire_all(trainer.step, keep)
@@ -196,7 +198,7 @@ def run(trainer: Trainer, files: RunFiles, interruption: Interruption) -> bool:
         while True:
             ended = trainer.step == last or trainer.stopped_early
             recorded = trainer.dynamics[-1]['t'] if trainer.dynamics else -1
-            if trainer.step > recorded and (trainer.step in times or ended):
+            if trainer.step > recorded and (trainer.step in records or ended):
                 record = trainer.record()
                 files.append_record(record)
                 progress.record(record)
@@ -208,6 +210,6 @@ def run(trainer: Trainer, files: RunFiles, interruption: Interruption) -> bool:
             if interruption.requested():
                 files.save_checkpoint(trainer.checkpoint(), keep)
                 return False
-            next_time = min(step for step in times if step > trainer.step)
+            next_time = times[bisect_right(times, trainer.step)]
             trainer.advance(min(next_time, trainer.step - trainer.step % WINDOW + WINDOW), interruption.requested)
             progress.advance(trainer.step)
