@@ -206,6 +206,20 @@ def _joined(batches: Any) -> tuple[Tensor, Tensor]:
     return torch.cat(inputs), torch.cat(targets)
 
 
+def test_dropout_is_new_in_each_batch_of_each_step_and_made_by_seed_model() -> None:
+    masks: dict[int, list[Tensor]] = {}
+    for trial, seed in enumerate((1, 1, 2)):
+        trainer = make_trainer(tiny(dropout=0.5, accumulation=2, seed_model=seed))
+        seen = masks[trial] = []
+        dropout = next(module for name, module in trainer.model.named_modules() if name == 'dropout')
+        dropout.register_forward_hook(lambda module, args, output, seen=seen: seen.append(output == 0))
+        for _ in range(3):
+            trainer.update()
+    assert len({tuple(mask.flatten().tolist()) for mask in masks[0] + masks[2]}) == 12
+    assert all(torch.equal(a, b) for a, b in zip(masks[0], masks[1], strict=True))
+    assert all(0.4 < mask.float().mean() < 0.6 for mask in masks[0])
+
+
 def test_grad_clip_shortens_the_gradient_to_its_length() -> None:
     free, clipped, loose = (make_trainer(tiny(grad_clip=clip)) for clip in (0.0, 0.1, 100.0))
     for trainer in (free, clipped, loose):
