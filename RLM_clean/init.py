@@ -103,7 +103,7 @@ def step_products(config: Config) -> int:
 
 
 def default_threads(config: Config) -> int:
-    """The threads of a run that names none, from its options alone: the same run has the same bits everywhere.
+    """The threads of a run that names none: one for small steps, all cores for large ones.
 
     Small matrix products lose more to the meeting of threads than they gain.
     """

@@ -383,7 +383,7 @@ def test_with_fewer_tokens_the_model_sees_the_last_ones_and_the_floor_is_theirs(
     assert run.entropy == run.floors[2][0] < run.floors[1][0] < run.floors[0][0] == run.marginal
 
 
-GOLDEN = {0: 2.77207, 50: 2.11186, 100: 2.02283, 150: 1.92384, 200: 1.80446}
+GOLDEN = {0: 2.77248, 50: 2.1793, 100: 2.02107, 150: 1.91539, 200: 1.77045}
 
 
 def test_a_short_training_keeps_its_losses(tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ KeyValues = tuple[Tensor, Tensor]
 INITIAL_LOGIT_STD = 0.005
 # Tied heads read the residual stream with its own embeddings, which a smaller start would drown in the norm's epsilon.
 INITIAL_TIED_STD = 0.01
+# The first norm divides by the size of the embeddings, so small ones are learnt faster: at the default learning rate
+# the excess of the default run ends lower from 0.3 than from 1 or 0.1.
+INITIAL_EMBEDDING_STD = 0.3
 
 
 class Dropout(nn.Module):
@@ -157,14 +160,14 @@ class CLM(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Draws every weight anew from a generator seeded by `seed`: embeddings N(0, 1), matrices N(0, 1/fan_in).
+        """Draws every weight anew from a generator seeded by `seed`: embeddings N(0, 0.3^2), matrices N(0, 1/fan_in).
 
         The projections back to the residual stream are divided by sqrt(2 depth), so that its variance does not grow
         with depth (Radford et al., GPT-2, 2019); the head starts with logits of standard deviation 0.005.
         """
         generator = torch.Generator().manual_seed(seed)
         d = self.norm.normalized_shape[0]
-        embedding_std = INITIAL_TIED_STD * d**-0.5 if self.tie_weights else 1.0
+        embedding_std = INITIAL_TIED_STD * d**-0.5 if self.tie_weights else INITIAL_EMBEDDING_STD
         self.tokens.weight.normal_(0.0, embedding_std, generator=generator)
         self.positions.weight.normal_(0.0, embedding_std, generator=generator)
         for name, module in self.named_modules():
