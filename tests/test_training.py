@@ -360,7 +360,7 @@ def test_a_loss_that_is_no_number_between_two_records_is_noticed(monkeypatch: py
 def test_the_default_model_learns_to_near_the_floor(tmp_path: Path) -> None:
     outcome = train(tiny(tmp_path / 'run', num_layers=1, optim='adam', lr=0.01, max_iters=400, batch_size=32))
     first, last = outcome.dynamics[0], outcome.dynamics[-1]
-    assert first['excess'] > 0.3 > 0.03 > last['excess'] > 0
+    assert first['excess'] > 0.3 > 0.05 > last['excess'] > 0
 
 
 def test_all_next_tokens_are_learnt_by_the_objective_all(tmp_path: Path) -> None:
