@@ -178,7 +178,9 @@ def test_the_language_of_a_run_has_the_rules_of_its_file(tmp_path: Path, dataset
     other = load(path)
     other['rules'] = other['rules'].flip(-1).contiguous()
     save(other, path)
-    assert torch.equal(torch.stack(load_run(config.outname).rlm.rules), torch.stack(grammar.rules).flip(-1))
+    resumed = experiment.prepare_language(config, torch.device('cpu'), load(path), quiet).grammar
+    for opened in (load_run(config.outname).rlm, resumed):
+        assert torch.equal(torch.stack(opened.rules), torch.stack(grammar.rules).flip(-1))
 
 
 def test_a_run_that_was_moved_opens_where_it_is(finished: Path, tmp_path: Path) -> None:
