@@ -38,7 +38,7 @@ def summary(outcome: Outcome, outname: str) -> str:
     """The last lines of a run: the last and the best test loss, the floor, and where the results are."""
     files = RunFiles(outname)
     last, best = outcome.dynamics[-1], outcome.best
-    error = f' +- {outcome.excess_error:.2g}' if outcome.excess_error else ''
+    error = f' +- {outcome.excess_error:.2g}' if outcome.excess_error else ' (exact)'
     again = '; it is not trained again (resume=restart does)' if outcome.status == 'complete' else ''
     return '\n'.join(
         (
