@@ -43,11 +43,12 @@ def main() -> None:
     parser.add_argument('--folder', type=Path, default=Path('results/staircase'), help='where the runs are kept')
     parser.add_argument('--picture', type=Path, default=Path('docs/images/staircase.png'), help='the figure')
     parser.add_argument('--max_iters', type=int, help='stop earlier, to try the command out')
+    parser.add_argument('--threads', type=int, default=0, help='threads of the CPU; 0: all')
     arguments = parser.parse_args()
 
     figure = Figure(figsize=(11, 4.4), layout='constrained')
     for (name, language), axes in zip(LANGUAGES.items(), figure.subplots(1, 2), strict=True):
-        options = {**MODEL, **language}
+        options = {**MODEL, **language, 'threads': arguments.threads}
         if arguments.max_iters is not None:
             options['max_iters'] = arguments.max_iters
         outname = str(arguments.folder / name)
