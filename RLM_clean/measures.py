@@ -77,7 +77,7 @@ def test(model: nn.Module, inputs: Tensor, targets: Tensor, logits: Logits = app
     loss, correct = 0.0, 0
     for scores, y in _evaluate(model, inputs, targets, logits):
         flat = scores.flatten(0, -2)
-        loss += F.cross_entropy(flat, y.flatten(), reduction='none').double().sum().item()
+        loss += F.cross_entropy(flat, y.flatten(), reduction='none').cpu().double().sum().item()
         correct += int((flat.argmax(-1) == y.flatten()).sum().item())
     return loss / targets.numel(), correct / targets.numel()
 
@@ -244,7 +244,7 @@ class Reference:
         """`E KL(P || q)`, q the model: the mean over contexts (and positions) of `sum_x P(x) ln(P(x) / q(x))`."""
         divergences = []
         for scores, p in _evaluate(model, self.inputs, self.posteriors, logits):
-            log_q = torch.log_softmax(scores.double(), -1).to(p.device)
+            log_q = torch.log_softmax(scores.to(p.device).double(), -1)  # beside p: mps has no float64
             # What cannot follow costs nothing, also where the model rules it out: 0 times -inf is no number.
             divergences.append(-(torch.special.entr(p) + (p * log_q).where(p > 0, 0)).sum(-1))
         return _mean_and_error(self._per_context(torch.cat(divergences)), self.weights)
