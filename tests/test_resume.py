@@ -273,7 +273,7 @@ LONG: dict[str, Any] = {'num_features': 16, 'embedding_dim': 16, 'batch_size': 6
 @pytest.mark.slow
 @REGIMES
 def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, regime: dict[str, Any]) -> None:
-    """Each kill lands in training: it comes at random within a tenth of the run's length after the first steps."""
+    """Each kill lands in training: it comes at random within a fifth of the run's length after its first line."""
     options = LONG | regime | ({'train_size': 2000} if 'train_size' in regime else {})
     whole = tmp_path / 'whole' / 'run'
     process = Process(whole, **options)
@@ -291,7 +291,7 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, regime: dict
             process = Process(outname, **options)
             if kills < 10:
                 process.wait_for('step')
-                time.sleep(moments.uniform(0, length / 10))
+                time.sleep(moments.uniform(0, length / 5))
                 process.signal(signal.SIGKILL)
             status = process.end()
             assert status in (0, -signal.SIGKILL)
