@@ -134,7 +134,7 @@ def test_a_run_says_its_floors_its_records_and_its_results(
     assert lines[-4:] == [
         'done at step 24',
         f'last test loss {losses[-1]:.4f}, best {best:.4f} at step {steps[losses.index(best)]} (nats)',
-        f'floor {floor}, excess over it {re.findall("excess (.*?) ", records[-1])[0]}',
+        f'floor {floor}, excess over it {re.findall("excess (.*?) ", records[-1])[0]} (exact)',
         f'results in {outname}.pt, learning curve in {outname}.png',
     ]
     run_main(monkeypatch, outname=outname)
@@ -156,7 +156,7 @@ def test_a_run_on_a_terminal_shows_a_bar_and_the_same_last_lines(
 
 def test_the_summary_gives_the_error_of_a_sampled_excess() -> None:
     best: dict[str, Any] = {'step': 20, 'loss': 1.5, 'model': {}}
-    for error, shown in ((0.0, '0.1250'), (0.0123, '0.1250 +- 0.012')):
+    for error, shown in ((0.0, '0.1250 (exact)'), (0.0123, '0.1250 +- 0.012')):
         outcome = experiment.Outcome('stopped early', 20, [RECORD], best, 1.375, error)
         lines = summary(outcome, 'results/x').splitlines()
         assert lines[0] == 'stopped early at step 20'
