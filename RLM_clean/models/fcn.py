@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from RLM_clean.models.transformer import INITIAL_LOGIT_STD
+from RLM_clean.models.transformer import INITIAL_LOGIT_STD, Linear
 
 
 class MLP(nn.Module):
@@ -38,10 +38,8 @@ class MLP(nn.Module):
         self.num_inputs = num_inputs
         self.second_moment = 1 / vocab_size if second_moment is None else second_moment
         sizes = [num_inputs * vocab_size] + depth * [width]
-        with torch.device('meta'):
-            self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-            self.head = nn.Linear(width, vocab_size, bias=False)
-        self.to_empty(device='cpu')
+        self.hidden = nn.ModuleList(Linear(a, b) for a, b in pairwise(sizes))
+        self.head = Linear(width, vocab_size, bias=False)
         self.reset_parameters(seed)
 
     @torch.no_grad()

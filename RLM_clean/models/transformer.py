@@ -26,6 +26,20 @@ INITIAL_TIED_STD = 0.01
 INITIAL_EMBEDDING_STD = 0.3
 
 
+class Linear(nn.Linear):
+    """A linear layer that is left unfilled: torch would draw its weights from the global generator."""
+
+    def reset_parameters(self) -> None:
+        """Does nothing: the model draws all weights, from a generator of its own."""
+
+
+class Embedding(nn.Embedding):
+    """An embedding that is left unfilled, as Linear is."""
+
+    def reset_parameters(self) -> None:
+        """Does nothing: the model draws all weights, from a generator of its own."""
+
+
 class Dropout(nn.Module):
     """Dropout whose mask is a function of a key, which the training loop sets for each step.
 
@@ -55,8 +69,8 @@ class Attention(nn.Module):
     def __init__(self, d: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(d, 3 * d)
-        self.proj = nn.Linear(d, d)
+        self.qkv = Linear(d, 3 * d)
+        self.proj = Linear(d, d)
 
     def forward(
         self, x_BxTxd: Tensor, last_only: bool = False, cache: KeyValues | None = None
@@ -93,8 +107,8 @@ class Block(nn.Module):
         self.norm_1 = nn.LayerNorm(d)
         self.attention = Attention(d, num_heads)
         self.norm_2 = nn.LayerNorm(d)
-        self.expand = nn.Linear(d, ffwd_size * d)
-        self.contract = nn.Linear(ffwd_size * d, d)
+        self.expand = Linear(d, ffwd_size * d)
+        self.contract = Linear(ffwd_size * d, d)
         self.dropout_1 = Dropout(dropout, 2 * layer + 1)
         self.dropout_2 = Dropout(dropout, 2 * layer + 2)
 
@@ -143,17 +157,14 @@ class CLM(nn.Module):
         self.vocab_size = vocab_size
         self.block_size = block_size
         self.tie_weights = tie_weights
-        # Built without storage: torch would fill the weights from its global generator.
-        with torch.device('meta'):
-            self.tokens = nn.Embedding(vocab_size, embedding_dim)
-            self.positions = nn.Embedding(block_size, embedding_dim)
-            self.dropout = Dropout(dropout, 0)
-            self.blocks = nn.ModuleList(
-                Block(embedding_dim, num_heads, ffwd_size, dropout, layer) for layer in range(depth)
-            )
-            self.norm = nn.LayerNorm(embedding_dim)
-            self.head = nn.Linear(embedding_dim, vocab_size, bias=False)
-        self.to_empty(device='cpu')
+        self.tokens = Embedding(vocab_size, embedding_dim)
+        self.positions = Embedding(block_size, embedding_dim)
+        self.dropout = Dropout(dropout, 0)
+        self.blocks = nn.ModuleList(
+            Block(embedding_dim, num_heads, ffwd_size, dropout, layer) for layer in range(depth)
+        )
+        self.norm = nn.LayerNorm(embedding_dim)
+        self.head = Linear(embedding_dim, vocab_size, bias=False)
         if tie_weights:
             self.head.weight = self.tokens.weight
         self.reset_parameters(seed)
