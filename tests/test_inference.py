@@ -279,7 +279,7 @@ def test_impossible_context_is_an_error_and_what_is_not_seen_does_not_count() ->
     [
         (torch.tensor([[0, 1, 2, 3]]), 'hold the token 3: use the symbols of the grammar, 0 to 2'),
         (torch.tensor([[0, 1, -1, 2]]), 'hold the token -1: use the symbols'),
-        (torch.zeros(2, 3, dtype=torch.int64), r'shape \(2, 3\) do not fit'),
+        (torch.zeros(2, 5, dtype=torch.int64), r'shape \(2, 5\) do not fit'),
         (torch.zeros(4, dtype=torch.int64), r'shape \(4,\) do not fit'),
         (torch.zeros(2, 4), 'type torch.float32 are no tokens'),
     ],
