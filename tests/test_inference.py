@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -29,15 +29,6 @@ LEAVES_FUNCTIONS = [
     most_probable_tree,
     lambda grammar, leaves: sample_posterior(grammar, leaves, n=2, seed=0),
 ]
-
-
-@pytest.fixture(autouse=True, scope='module')
-def one_thread() -> Iterator[None]:
-    """Threads would only wait for each other over tensors this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def random_grammar(v: int, L: int, seed: int, zeros: float = 0.0, shared: bool = True, power: int = 1) -> TreeGrammar:

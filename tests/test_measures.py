@@ -6,7 +6,7 @@ Sampled values are compared with the exact ones in units of their standard error
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -24,15 +24,6 @@ from RLM_clean.inference import all_next_token_probs, next_token_probs
 from RLM_clean.models import CLM, MLM
 
 SMALL = [(2, 1), (3, 1), (4, 1), (2, 2), (3, 2), (4, 2), (2, 3), (3, 3), (4, 3)]
-
-
-@pytest.fixture(autouse=True, scope='module')
-def one_thread() -> Iterator[None]:
-    """Threads would only wait for each other over tensors this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def random_grammar(v: int, L: int, seed: int, zeros: float = 0.0, shared: bool = False) -> TreeGrammar:

@@ -6,7 +6,7 @@ Statistical tests are those of test_streams.py: fixed seeds, p-values above ALAR
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,15 +20,6 @@ from RLM_clean.datasets import RLM
 from RLM_clean.models import CLM, MLM, MLP, num_parameters, set_dropout_key
 from RLM_clean.models.transformer import Dropout
 from RLM_clean.streams import stream_key
-
-
-@pytest.fixture(autouse=True, scope='module')
-def one_thread() -> Iterator[None]:
-    """Threads would only wait for each other over tensors this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tokens(v: int, *shape: int, seed: int = 0) -> Tensor:

@@ -1,7 +1,7 @@
 """Closed formulas, against brute force, against averages over grammars and against their limits."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,15 +11,6 @@ from RLM_clean.datasets import RHM
 from RLM_clean.datasets.random_language_model import random_rules
 
 BETAS = (0.5, 1.0, 2.0, 3.0, 4.0)
-
-
-@pytest.fixture(autouse=True, scope='module')
-def one_thread() -> Iterator[None]:
-    """On a busy machine the threads of many small matrix products spend their time waiting for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # ---------------------------------------------------------------------- the rule as a random energy model
