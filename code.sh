@@ -7,6 +7,10 @@
 # A run that is complete is not trained again, one that was interrupted goes on; resume=restart begins anew.
 set -euo pipefail
 cd "$(dirname "$0")"
+if [ $# -gt 0 ]; then
+    echo "error: code.sh takes no arguments, but got '$1': set variables, as in beta=1.5 bash code.sh" >&2
+    exit 2
+fi
 
 # ---- machine
 device=${device:-auto}                  # auto (cuda, mps or cpu, the first there is), cpu, cuda, cuda:1, mps
@@ -65,7 +69,7 @@ save_freq=${save_freq:-2}               # checkpoints at steps spaced by 2^(1/sa
 checkpoints=${checkpoints:-1}           # 0: keep the last and the best model only
 tensorboard=${tensorboard:-0}           # 1: curves for TensorBoard too
 resume=${resume:-auto}                  # auto, require or restart
-results_dir=${results_dir:-results}
+results_dir=${results_dir:-results}     # relative to the folder of this script
 rep=${rep:-1}                           # the number of a repetition, part of the name
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -82,7 +86,8 @@ if [ -z "$num_tokens" ]; then
     [[ $num_layers =~ ^[1-9][0-9]?$ ]] && num_tokens=$((2 ** num_layers)) || num_tokens=2
 fi
 
-rules=b$beta
+# 2.0 and 2 are the same language, and have the same name
+[[ $beta =~ ^[0-9]+\.?[0-9]*$ ]] && rules=b$(LC_ALL=C printf %g "$beta") || rules=b$beta
 [ "$dataset" = rhm ] && rules=m$num_synonyms
 outname=${outname:-$results_dir/${dataset}_${num_features}L${num_layers}_${rules}_ts${train_size}_$rep}
 

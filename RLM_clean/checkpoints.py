@@ -16,8 +16,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Container
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +27,11 @@ from torch import Tensor, nn
 
 from RLM_clean import init
 from RLM_clean.config import Config
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 Record = dict[str, Any]
 _TEMPORARY = '.tmp-'
@@ -148,6 +153,26 @@ class RunFiles:
             if name not in content['output']:
                 raise UnreadableFileError(f'{self.final} is no file of a run, it lacks {name!r}: {_REMEDY}', False)
         return content
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Holds the run for this process while entered, by a lock on its _config.pt that ends with the process.
+
+        Raises ValueError when another process holds it.
+        """
+        with open(self.config, 'rb') as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise self.busy() from None
+                except OSError:  # a file system without locks
+                    pass
+            yield
+
+    def busy(self) -> ValueError:
+        """The error of a second process on the same run."""
+        return ValueError(f'outname={str(self.outname)!r} is being trained by another process: wait, or use another')
 
     def checkpoint(self, step: int) -> Path:
         """The path of the checkpoint of a step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,24 +47,32 @@ def train(config: Config, say: Say = print) -> Outcome:
     """
     files = RunFiles(config.outname)
     device = prepare_machine(config)
-    stored = None if config.resume == 'restart' else _stored(config, files)
-    if stored is not None and files.final.exists():
-        return _complete(config, files)
-    checkpoint = files.newest(say) if stored is not None else None
-    if config.resume == 'require' and checkpoint is None:
-        raise ValueError(f"resume='require' finds no checkpoint of outname={config.outname!r} to go on from: use auto")
-    _make_folder(config, files)
-    if config.resume == 'restart':
-        files.remove()
-    for leftover in files.leftovers():
-        leftover.unlink()
-        say(f'{leftover} was left by a killed process and is removed')
-
-    with Interruption() as interruption:
+    begun = _begun(config, files)
+    stored = _stored(config, files) if begun and config.resume != 'restart' else None
+    with ExitStack() as claims:
+        if begun:
+            claims.enter_context(files.claim())
+        if stored is not None and files.final.exists():
+            return _complete(config, files)
+        checkpoint = files.newest(say) if stored is not None else None
+        if config.resume == 'require' and checkpoint is None:
+            raise ValueError(
+                f"resume='require' finds no checkpoint of outname={config.outname!r} to go on from: use auto"
+            )
+        _make_folder(config, files)
+        if config.resume == 'restart':
+            files.remove()
+        for leftover in files.leftovers():
+            leftover.unlink()
+            say(f'{leftover} was left by a killed process and is removed')
+        interruption = claims.enter_context(Interruption())
         language = prepare_language(config, device, stored, say)
         trainer = Trainer(config, language, device)
         if stored is None:
+            if files.config.exists():  # begun by another process in the meantime
+                raise files.busy()
             save({'config': config.to_dict(), 'rules': language.rules(), **language.losses()}, files.config)
+            claims.enter_context(files.claim())
         if checkpoint is not None:
             _restore(trainer, checkpoint, files)
             say(f'going on from step {trainer.step}')
@@ -97,25 +106,30 @@ def prepare_language(config: Config, device: torch.device, stored: dict[str, Any
         else:
             floors |= measures.window_entropies(grammar, [k])
         value, error = floors[k]
-        say(f'best loss from {k} token{"" if k == 1 else "s"}: {value:.4f}{f" +- {error:.4f}" if error else ""} nats')
+        target = 'best loss' if config.objective == 'last' else 'best loss of the last token'
+        tokens = 'token' if k == 1 else 'tokens'
+        say(f'{target} from {k} {tokens}: {value:.4f}{f" +- {error:.4f}" if error else ""} nats')
     entropy = floors[config.context_size] if config.objective == 'last' else reference.floor()
     if config.objective == 'all':
-        say(f'best loss from all tokens before each: {entropy[0]:.4f} nats')
+        say(f'best loss of all tokens: {entropy[0]:.4f}{f" +- {entropy[1]:.4f}" if entropy[1] else ""} nats')
     return Language(grammar, reference, entropy[0], floors[0][0], floors)
 
 
-def _stored(config: Config, files: RunFiles) -> dict[str, Any] | None:
-    """What the files of the run hold of its options and its language; None when there is no run yet."""
+def _begun(config: Config, files: RunFiles) -> bool:
+    """Whether there are files of this run already."""
     try:
         begun, others = files.config.exists(), files.final.exists() or files.steps()
     except OSError as error:
         raise _no_folder(config, error) from None
-    if not begun:
-        if others:
-            raise ValueError(
-                f'outname={config.outname!r} has files but no {files.config}: use another name, or resume=restart'
-            )
-        return None
+    if others and not begun and config.resume != 'restart':
+        raise ValueError(
+            f'outname={config.outname!r} has files but no {files.config}: use another name, or resume=restart'
+        )
+    return begun
+
+
+def _stored(config: Config, files: RunFiles) -> dict[str, Any]:
+    """What the files of the run hold of its options and its language, which must be those of `config`."""
     stored = files.load_config()
     name = config.first_difference(stored['config'])
     if name is not None:

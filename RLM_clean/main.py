@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 
 if not __package__:  # started as a script: the package is the folder of this file
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+if importlib.util.find_spec('torch') is None:
+    sys.exit('rlm-train: error: torch is missing: `source .venv/bin/activate` after `bash code.sh`, or install it')
 
 from RLM_clean.checkpoints import RunFiles
 from RLM_clean.config import from_arguments

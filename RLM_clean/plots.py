@@ -24,7 +24,7 @@ def learning_curve(
     title: str = '',
     axes: Axes | None = None,
 ) -> Axes:
-    """Training and test loss (nats) against the step, on a log axis, with the floors as labelled lines.
+    """Training and test loss (nats) against the step, on a log axis, with the floors of the task as labelled lines.
 
     `floors` are the losses of the best predictors from the last k tokens, {k: (value, standard error)}, `entropy` the
     lowest loss of any model. Draws into `axes`, or makes its own figure (`axes.figure`).
@@ -37,10 +37,10 @@ def learning_curve(
     # linear up to 1 puts step 0, the untrained model, on the log axis
     axes.set_xscale('symlog', linthresh=1, linscale=0.5)
     axes.set_xlim(left=0)
-    lines = {f'k = {k}': value for k, (value, _) in floors.items()}
-    if all(abs(value - entropy) > 1e-6 for value in lines.values()):
-        lines['task'] = entropy
-    floor_lines(axes, lines)
+    if any(abs(value - entropy) < 1e-9 for value, _ in floors.values()):
+        floor_lines(axes, {f'k = {k}': value for k, (value, _) in floors.items()}, 'best loss from the last k tokens')
+    else:  # a task of several targets, whose floor is no window's
+        floor_lines(axes, {'floor': entropy}, 'best loss of all models')
     axes.set_xlabel('step')
     axes.set_ylabel('loss (nats)')
     axes.set_title(title, fontsize=10)
@@ -48,7 +48,7 @@ def learning_curve(
     return axes
 
 
-def floor_lines(axes: Axes, lines: dict[str, float]) -> None:
+def floor_lines(axes: Axes, lines: dict[str, float], legend: str) -> None:
     """Horizontal lines at the values of `lines`, each labelled in the right margin; labels are kept apart."""
     low, high = axes.get_ylim()
     low, high = min(low, *lines.values()), max(high, *lines.values())
@@ -56,8 +56,7 @@ def floor_lines(axes: Axes, lines: dict[str, float]) -> None:
     axes.set_ylim(low, high)
     label = low - math.inf
     for i, (name, value) in enumerate(sorted(lines.items(), key=lambda line: line[1])):
-        legend = 'best loss from the last k tokens' if i == 0 else None
-        axes.axhline(value, color=GREY, ls='--', lw=1, zorder=1, label=legend)
+        axes.axhline(value, color=GREY, ls='--', lw=1, zorder=1, label=legend if i == 0 else None)
         label = max(value, label + 0.045 * (high - low))
         place = (1.01, (label - low) / (high - low))
         axes.annotate(f'{name}: {value:.3f}', place, xycoords='axes fraction', va='center', fontsize=8, color=GREY)

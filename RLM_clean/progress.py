@@ -65,7 +65,7 @@ class Progress:
         done = self.step - self.first
         if done:
             rate = done / (self.said - self.start)
-            line += f'  {rate:.0f} steps/s  {format_seconds((self.last - self.step) / rate)} left'
+            line += f'  {rate:.3g} steps/s  {format_seconds((self.last - self.step) / rate)} left'
         print(line, file=self.stream, flush=True)
 
 

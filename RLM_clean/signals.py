@@ -9,12 +9,12 @@ from typing import Any
 
 
 class Interruption:
-    """While entered, SIGTERM, SIGUSR1 and SIGINT only set a flag; a second SIGINT stops at once (KeyboardInterrupt).
+    """While entered, SIGTERM, SIGUSR1, SIGHUP and SIGINT only set a flag; a second SIGINT raises KeyboardInterrupt.
 
     Only the main thread of a process may handle signals: elsewhere this does nothing.
     """
 
-    NAMES = ('SIGTERM', 'SIGUSR1', 'SIGINT')  # Windows has no SIGUSR1
+    NAMES = ('SIGTERM', 'SIGUSR1', 'SIGHUP', 'SIGINT')  # Windows lacks some of them
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -27,8 +27,9 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             for name in self.NAMES:
-                if hasattr(signal, name):
-                    number = getattr(signal, name)
+                number = getattr(signal, name, None)
+                # A signal that is ignored stays so: nohup asks for that.
+                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._receive)
         return self
 
@@ -37,6 +38,6 @@ class Interruption:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.name is not None:
+        if number == signal.SIGINT and self.name == 'SIGINT':
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name

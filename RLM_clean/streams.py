@@ -61,6 +61,16 @@ def _xor_shift(z: Tensor, bits: int) -> Tensor:
     return z.bitwise_xor_(shifted)
 
 
+def seeded_generator(seed: int) -> torch.Generator:
+    """A generator on the CPU that `seed` alone seeds. Raises ValueError for a seed outside 0..2^32 - 1.
+
+    torch's generator on the CPU looks at the lowest 32 bits of a seed: larger seeds would repeat smaller ones.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f'seed={seed} is out of range: use a whole number from 0 to 2^32 - 1')
+    return torch.Generator().manual_seed(seed)
+
+
 def random_permutation(key: int, size: int) -> Tensor:
     """A uniform random permutation of 0..size-1 (int64): the order that sorts `size` words of the stream."""
     return torch.argsort(random_words(key, torch.arange(size)), stable=True)

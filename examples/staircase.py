@@ -52,7 +52,8 @@ def main() -> None:
         if arguments.max_iters is not None:
             options['max_iters'] = arguments.max_iters
         outname = str(arguments.folder / name)
-        train(Config(outname=outname, **options))
+        if train(Config(outname=outname, **options)).status == 'interrupted':
+            return
         run = load_run(outname)
         assert run.floors is not None and run.entropy is not None
         plots.learning_curve(run.dynamics, run.floors, run.entropy, plots.run_title(run.config), axes)

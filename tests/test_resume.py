@@ -13,6 +13,7 @@ import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from small_runs import TINY, assert_same_run, contents, make_trainer, quiet, tin
 from RLM_clean import experiment, init, training
 from RLM_clean.checkpoints import RunFiles, load, load_run
 from RLM_clean.config import Config
-from RLM_clean.experiment import Outcome
+from RLM_clean.experiment import Outcome, prepare_language
 from RLM_clean.main import main
 from RLM_clean.signals import Interruption
 from RLM_clean.training import Trainer
@@ -352,14 +353,51 @@ def test_a_signal_during_preparation_or_the_end_is_heard_too(tmp_path: Path, mon
     assert_same_run(stopped.outname, whole.outname)
 
 
-def test_an_interruption_hears_three_signals_and_leaves_the_handlers_as_they_were() -> None:
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+def test_an_interruption_hears_its_signals_and_leaves_the_handlers_as_they_were() -> None:
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     for number in numbers:
         with Interruption() as interruption:
             assert not interruption.requested()
             signal.raise_signal(number)
             assert interruption.requested() and interruption.name == number.name
+            if number != signal.SIGINT:
+                signal.raise_signal(signal.SIGINT)
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
         assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As under nohup, which has SIGHUP ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            signal.raise_signal(signal.SIGHUP)
+            assert not interruption.requested()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize('resume', ['auto', 'restart'])
+def test_a_second_process_on_the_same_run_is_refused_and_changes_nothing(tmp_path: Path, resume: str) -> None:
+    train(tiny(tmp_path / 'run', max_iters=4))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with RunFiles(tmp_path / 'run').claim():  # flock tells apart two openings of a file, be they of one process
+        with pytest.raises(ValueError, match='is being trained by another process'):
+            train(tiny(tmp_path / 'run', max_iters=4, resume=resume))
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert train(tiny(tmp_path / 'run', max_iters=4, resume=resume)).step == 4
+
+
+def test_a_run_that_another_process_begins_in_the_meantime_is_left_to_it(tmp_path: Path) -> None:
+    config = tiny(tmp_path / 'run', max_iters=4)
+
+    def other(*arguments: Any) -> Any:
+        (tmp_path / 'run_config.pt').write_bytes(b'of the other')
+        return prepare_language(*arguments)
+
+    with mock.patch.object(experiment, 'prepare_language', other), pytest.raises(ValueError, match='another process'):
+        train(config)
+    assert [path.name for path in tmp_path.iterdir()] == ['run_config.pt']

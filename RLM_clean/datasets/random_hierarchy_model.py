@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from RLM_clean.datasets.tree_grammar import TreeGrammar
+from RLM_clean.streams import seeded_generator
 
 
 def random_productions(v: int, m: int, L: int, seed_rules: int) -> Tensor:
@@ -21,7 +22,7 @@ def random_productions(v: int, m: int, L: int, seed_rules: int) -> Tensor:
     that `seed_rules` alone seeds: the same seed gives the same grammar on every device and whatever was drawn before,
     and the first levels of a deeper grammar are those of a shallower one.
     """
-    generator = torch.Generator().manual_seed(seed_rules)
+    generator = seeded_generator(seed_rules)
     pairs = torch.stack([torch.randperm(v * v, generator=generator)[: v * m] for _ in range(L)])
     return torch.stack((pairs // v, pairs % v), dim=-1).view(L, v, m, 2)
 
@@ -39,7 +40,7 @@ class RHM(TreeGrammar):
         v: the number of symbols, the same on all levels, 2 or more.
         m: the number of productions of a symbol (its synonyms), 1 to v; m = v leaves adjacent tokens independent.
         L: the depth; sequences have 2^L tokens.
-        seed_rules: the seed of the grammar.
+        seed_rules: the seed of the grammar, 0 to 2^32 - 1.
         seed_samples: the seed of the sequences.
         num_data: None (online: every batch is new) or the size of a fixed training set, see TreeGrammar.
         probs: the probabilities of the root's symbol `(v,)`; uniform by default.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from RLM_clean.datasets.tree_grammar import TreeGrammar
+from RLM_clean.streams import seeded_generator
 
 
 def random_rules(v: int, beta: float, seed_rules: int) -> Tensor:
@@ -21,7 +22,7 @@ def random_rules(v: int, beta: float, seed_rules: int) -> Tensor:
     parent after the other: the same seed gives the same grammar on every device and whatever was drawn before. Each
     row is a random energy model of v^2 states with energies of variance ln v, which freezes at beta = 2.
     """
-    generator = torch.Generator().manual_seed(seed_rules)
+    generator = seeded_generator(seed_rules)
     scale = beta * math.sqrt(math.log(v))
     rules = torch.empty(v, v * v)
     for row in rules:
@@ -41,7 +42,7 @@ class RLM(TreeGrammar):
         L: the depth; sequences have 2^L tokens.
         beta: the inverse temperature of the rules, 0 or more: 0 makes all pairs of children equally likely, above the
             freezing point 2 a few pairs carry each rule.
-        seed_rules: the seed of the grammar.
+        seed_rules: the seed of the grammar, 0 to 2^32 - 1.
         seed_samples: the seed of the sequences.
         num_data: None (online: every batch is new) or the size of a fixed training set, see TreeGrammar.
         probs: the probabilities of the root's symbol `(v,)`; uniform by default.

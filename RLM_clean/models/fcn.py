@@ -45,7 +45,7 @@ class MLP(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
         """Draws every weight anew: He initialisation (He et al., ICCV 2015), small logits at the head."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded_generator(seed)
         power = self.second_moment
         for layer in self.hidden:
             assert isinstance(layer, nn.Linear)

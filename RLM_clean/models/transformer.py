@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from RLM_clean.streams import random_words
+from RLM_clean.streams import random_words, seeded_generator
 
 KeyValues = tuple[Tensor, Tensor]
 
@@ -176,7 +176,7 @@ class CLM(nn.Module):
         The projections back to the residual stream are divided by sqrt(2 depth), so that its variance does not grow
         with depth (Radford et al., GPT-2, 2019); the head starts with logits of standard deviation 0.005.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded_generator(seed)
         d = self.norm.normalized_shape[0]
         embedding_std = INITIAL_TIED_STD * d**-0.5 if self.tie_weights else INITIAL_EMBEDDING_STD
         self.tokens.weight.normal_(0.0, embedding_std, generator=generator)
