@@ -28,6 +28,8 @@ NOT_NEGATIVE_REAL: Check = (lambda x: 0 <= x < math.inf, 'a finite number, 0 or 
 BETA: Check = (lambda x: 0 <= x <= 1e9, 'a number from 0 to 1e9')
 FRACTION: Check = (lambda x: 0 <= x < 1, 'a number from 0 to below 1')
 SEED: Check = (lambda x: 0 <= x < 2**63, 'a whole number from 0 to 2^63 - 1')
+# torch's generator on the CPU looks at no more bits of a seed: see streams.seeded_generator.
+GENERATOR_SEED: Check = (lambda x: 0 <= x < 2**32, 'a whole number from 0 to 2^32 - 1')
 
 # Options that change where or how a run is computed, not what: a resumed run may set them anew.
 EXECUTION = frozenset({'outname', 'device', 'threads', 'resume', 'tensorboard'})
@@ -60,9 +62,9 @@ class Config:
     )
     beta: float = option(2.0, 'language', 'inverse temperature of the rules; they freeze at 2', BETA)
     num_synonyms: int = option(8, 'language', 'm, productions of each symbol (rhm); at most num_features', POSITIVE)
-    seed_rules: int = option(12345, 'seeds', 'seed of the grammar', SEED)
+    seed_rules: int = option(12345, 'seeds', 'seed of the grammar', GENERATOR_SEED)
     seed_sample: int = option(67890, 'seeds', 'seed of the training and test sequences', SEED)
-    seed_model: int = option(11111, 'seeds', 'seed of the initial weights and of dropout', SEED)
+    seed_model: int = option(11111, 'seeds', 'seed of the initial weights and of dropout', GENERATOR_SEED)
 
     regime: str = option(
         'online', 'data', 'online: every batch is new; offline: train_size sequences, reshuffled each epoch',

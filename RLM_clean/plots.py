@@ -44,7 +44,7 @@ def learning_curve(
     axes.set_xlabel('step')
     axes.set_ylabel('loss (nats)')
     axes.set_title(title, fontsize=10)
-    axes.legend(loc='best')
+    axes.legend(loc='upper right')
     return axes
 
 

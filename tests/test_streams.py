@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from RLM_clean.streams import STREAMS, random_permutation, random_words, stream_key
+from RLM_clean.streams import STREAMS, random_permutation, random_words, seeded_generator, stream_key
 
 ALARM = 1e-10
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -226,3 +226,18 @@ def test_a_permutation_leaves_each_element_anywhere_with_equal_probability() -> 
     freedom = torch.tensor((size - 1) ** 2 / 2).double()
     assert torch.special.gammaincc(freedom, statistic * (size - 1) / size / 2) > ALARM
     assert torch.special.gammainc(freedom, statistic * (size - 1) / size / 2) > ALARM
+
+
+# ---------------------------------------------------------------------- generators
+
+
+@pytest.mark.parametrize('seed', [-1, 2**32, 2**32 + 5])
+def test_a_seed_that_would_repeat_another_is_refused(seed: int) -> None:
+    """torch's generator takes a seed modulo 2^32."""
+    with pytest.raises(ValueError, match=f'seed={seed} is out of range: use a whole number from 0 to 2\\^32 - 1'):
+        seeded_generator(seed)
+
+
+def test_every_bit_of_a_seed_counts() -> None:
+    seeds = [0, *(1 << bit for bit in range(32)), 2**32 - 1]
+    assert len({torch.randn(4, generator=seeded_generator(seed)).sum().item() for seed in seeds}) == len(seeds)
