@@ -44,7 +44,8 @@ def learning_curve(
     axes.set_xlabel('step')
     axes.set_ylabel('loss (nats)')
     axes.set_title(title, fontsize=10)
-    axes.legend(loc='upper right')
+    # Below the axes: inside, some curve or floor would run through it.
+    axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False, fontsize=9)
     return axes
 
 

@@ -2,7 +2,7 @@
 
 Trains one model on the Random Hierarchy Model (v = 32, m = 8, L = 3) and the same one on the Random Language Model
 (v = 32, beta = 3, L = 3), and draws both test losses against the floors H_k, the best losses from the last
-k = 0, 1, 3, 7 tokens. Both runs together take about an hour on two cores; interrupted, the same command goes on.
+k = 0, 1, 3, 7 tokens. Both runs together take half an hour on one core; interrupted, the same command goes on.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,14 @@ def environment(folder):
     jupyter = scripts / 'jupyter'
     jupyter.write_text(f'#!/bin/sh\nexec {sys.executable} -m jupyter "$@"\n')
     jupyter.chmod(0o755)
+    # What `source .venv/bin/activate` and code.sh expect of an environment that was installed.
+    venv = folder / '.venv/bin'
+    venv.mkdir(parents=True, exist_ok=True)
+    for script in scripts.iterdir():
+        shutil.copy(script, venv / script.name)
+    (venv / 'activate').write_text(f'PATH={venv}:$PATH\n')
+    requirements = ''.join((folder / name).read_text() for name in ('requirements-dev.txt', 'requirements.txt'))
+    (folder / '.venv/.installed-requirements').write_text(requirements)
     path = f'{scripts}:{os.environ["PATH"]}'
     return {**os.environ, **SHORT, 'PATH': path, 'PYTHONPATH': '', 'OMP_NUM_THREADS': '1', 'PYTHON': 'python3'}
 
@@ -71,7 +80,7 @@ def test_every_command_of_the_readme_runs(copy):
         )
         assert done.returncode == 0, f'{block}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}'
     assert (copy / 'results/rlm_128L1_b2_ts32768_1.pt').exists()
-    assert (copy / 'results/rlm_128L1_b3.0_ts32768_2.png').exists()
+    assert (copy / 'results/lr1e-2/rlm_128L1_b3_ts32768_1.png').exists()
 
 
 @pytest.mark.slow
