@@ -72,10 +72,12 @@ def test(model: nn.Module, inputs: Tensor, targets: Tensor, logits: Logits = app
     """The mean loss (nats) and the accuracy of a model on inputs `(N, T)` and targets `(N,)` or `(N, T)`.
 
     The loss is the mean of -ln q(target), summed in float64; `logits(model, inputs)` gives the logits for the targets.
-    The model is in eval mode during the call and comes back as it was.
+    The model is in eval mode during the call and comes back as it was. Raises ValueError for logits at other positions
+    than the targets.
     """
     loss, correct = 0.0, 0
     for scores, y in _evaluate(model, inputs, targets, logits):
+        _check_logits(scores, y.shape)
         flat = scores.flatten(0, -2)
         loss += F.cross_entropy(flat, y.flatten(), reduction='none').cpu().double().sum().item()
         correct += int((flat.argmax(-1) == y.flatten()).sum().item())
@@ -93,6 +95,15 @@ def _evaluate(model: nn.Module, inputs: Tensor, others: Tensor, logits: Logits) 
             yield (scores if scores.dtype == torch.float64 else scores.float()), y
     finally:
         model.train(was_training)
+
+
+def _check_logits(scores: Tensor, shape: torch.Size) -> None:
+    # Logits at every position would broadcast against the answers at the last one, without an error.
+    if scores.shape[:-1] != shape:
+        raise ValueError(
+            f'logits of shape {tuple(scores.shape)} do not fit targets of shape {tuple(shape)}: '
+            'choose the positions by logits, as in logits=run.logits'
+        )
 
 
 # ---------------------------------------------------------------------- entropies of the last token
@@ -241,9 +252,13 @@ class Reference:
 
     @torch.no_grad()
     def divergence(self, model: nn.Module, logits: Logits = apply_model) -> Estimate:
-        """`E KL(P || q)`, q the model: the mean over contexts (and positions) of `sum_x P(x) ln(P(x) / q(x))`."""
+        """`E KL(P || q)`, q the model: the mean over contexts (and positions) of `sum_x P(x) ln(P(x) / q(x))`.
+
+        Raises ValueError for logits at other positions than the posteriors.
+        """
         divergences = []
         for scores, p in _evaluate(model, self.inputs, self.posteriors, logits):
+            _check_logits(scores, p.shape[:-1])
             log_q = torch.log_softmax(scores.to(p.device).double(), -1)  # beside p: mps has no float64
             # What cannot follow costs nothing, also where the model rules it out: 0 times -inf is no number.
             divergences.append(-(torch.special.entr(p) + (p * log_q).where(p > 0, 0)).sum(-1))

@@ -527,6 +527,25 @@ def test_a_language_names_its_losses_and_its_rules() -> None:
 # ---------------------------------------------------------------------- what a user can get wrong
 
 
+@pytest.mark.parametrize('L', [1, 2])
+def test_logits_at_every_position_are_not_taken_for_those_of_the_last(L: int) -> None:
+    """For L = 1, and for as many contexts as positions, they would broadcast to a number without a meaning."""
+    grammar = RLM(9, L)
+    model = model_of(grammar, 'all')
+    assert isinstance(model, CLM)
+    same = MLM(9, 2**L - 1, 8, 2, 1, dropout=0.5).double()
+    same.load_state_dict(model.state_dict())
+    inputs, targets = grammar.batch(0, 2**L - 1)
+    for measure in (
+        lambda model, **options: measures.test(model, inputs, targets, **options),
+        lambda model, **options: measures.excess_loss(model, grammar, num_samples=9 if L == 1 else 3, **options),
+        lambda model, **options: measures.divergence_from_window(model, grammar, 0, **options),
+    ):
+        with pytest.raises(ValueError, match=r'logits of shape .* do not fit targets of shape .*: choose'):
+            measure(model)
+        assert measure(model, logits=lambda model, inputs: model.last_logits(inputs)) == pytest.approx(measure(same))
+
+
 def bad_calls() -> list[tuple[Callable[[], Any], str]]:
     grammar = RLM(9, 2)
     model = model_of(grammar)
