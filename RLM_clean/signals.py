@@ -28,8 +28,10 @@ class Interruption:
         if threading.current_thread() is threading.main_thread():
             for name in self.NAMES:
                 number = getattr(signal, name, None)
-                # A signal that is ignored stays so: nohup asks for that.
-                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                # nohup asks for SIGHUP to be ignored. A script's background jobs ignore SIGINT, which must save all the
+                # same.
+                ignored = name == 'SIGHUP' and number is not None and signal.getsignal(number) is signal.SIG_IGN
+                if number is not None and not ignored:
                     self._before[number] = signal.signal(number, self._receive)
         return self
 
