@@ -14,10 +14,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from RLM_clean.datasets.tree_grammar import TreeGrammar
+from RLM_clean.datasets.tree_grammar import TreeGrammar, normalised_blocks
 from RLM_clean.streams import random_words, stream_key
 
-# Entries of float64 temporaries at a time: rules of v = 512 and pairs of tokens go through in blocks of this size.
+# Entries of float64 temporaries at a time: pairs of tokens go through in blocks of this size.
 _ENTRIES_PER_BLOCK = 2**22
 
 
@@ -126,7 +126,7 @@ def mutual_information_by_distance(grammar: TreeGrammar, max_pairs: int = 2**12)
 
 def rule_entropy(rules: Tensor) -> Tensor:
     """`-sum_bc M[a, b, c] ln M[a, b, c]` of each parent a, `(v,)` nats, for rules `(v, v, v)`."""
-    return torch.cat([torch.special.entr(block).sum((1, 2)) for block in _parents(rules)])
+    return torch.cat([torch.special.entr(block).sum((1, 2)) for block in normalised_blocks(rules)])
 
 
 def participation_ratio(rules: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def participation_ratio(rules: Tensor) -> Tensor:
     to v^2 (uniform). The order parameter of the freezing of a random energy model: B. Derrida, Phys. Rev. B 24, 2613
     (1981); M. Mezard and A. Montanari, Information, Physics, and Computation, ch. 5 (2009).
     """
-    return torch.cat([block.square().sum((1, 2)) for block in _parents(rules)])
+    return torch.cat([block.square().sum((1, 2)) for block in normalised_blocks(rules)])
 
 
 def tree_entropy(grammar: TreeGrammar) -> float:
@@ -200,18 +200,11 @@ def _check_position(position: int, n: int) -> None:
         raise ValueError(f'position={position} is outside a sequence of {n} tokens: use 0 to {n - 1}')
 
 
-def _parents(rules: Tensor) -> Iterator[Tensor]:
-    """Blocks of parents of a rule tensor as float64, normalised as the grammar itself does it."""
-    for block in rules.split(max(1, _ENTRIES_PER_BLOCK // rules.shape[1] ** 2)):
-        exact = block.double()
-        yield exact / exact.sum((1, 2), keepdim=True)
-
-
 def _transitions(grammar: TreeGrammar) -> list[tuple[Tensor, Tensor]]:
     """`(P_L, P_R)` of each level, two matrices `(v, v)` from a node to its left and to its right child."""
     pairs = []
     for rules in grammar.rules:
-        blocks = [(block.sum(2), block.sum(1)) for block in _parents(rules)]
+        blocks = [(block.sum(2), block.sum(1)) for block in normalised_blocks(rules)]
         left, right = (torch.cat(side) for side in zip(*blocks, strict=True))
         pairs.append((left, right))
     return pairs * grammar.L if grammar.shared else pairs

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from RLM_clean import correlations
-from RLM_clean.datasets import RLM, TreeGrammar
+from RLM_clean.datasets import RLM, TreeGrammar, tree_grammar
 
 # v^(2^(L + 1) - 1) trees each: at most 2^15.
 SIZES = [(2, 1), (3, 1), (4, 1), (2, 2), (3, 2), (4, 2), (2, 3)]
@@ -141,6 +141,7 @@ def test_measures_do_not_depend_on_the_blocks_they_are_computed_in(monkeypatch):
 
     whole = measures()
     monkeypatch.setattr(correlations, '_ENTRIES_PER_BLOCK', 80)
+    monkeypatch.setattr(tree_grammar, '_ENTRIES_PER_BLOCK', 80)
     torch.testing.assert_close(measures(), whole, rtol=1e-12, atol=0)
 
 

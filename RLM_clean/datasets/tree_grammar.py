@@ -74,7 +74,7 @@ class TreeGrammar(Dataset):
         self._permutation: tuple[int, Tensor] | None = None
         self._root_table = AliasTable([self.prior[None]], 1, self.v, self.device)
         self._tables = [
-            AliasTable((block.flatten(1) for block in _row_blocks(tensor)), self.v, self.v**2, self.device)
+            AliasTable((block.flatten(1) for block in normalised_blocks(tensor)), self.v, self.v**2, self.device)
             for tensor in self.rules
         ]
 
@@ -82,7 +82,7 @@ class TreeGrammar(Dataset):
 
     def level_rules(self, level: int) -> Tensor:
         """`T[a, b, c]` of a level (0 at the root), `(v, v, v)` float64 on the CPU, rows summing to one."""
-        return torch.cat(list(_row_blocks(self.rules[0 if self.shared else level])))
+        return torch.cat(list(normalised_blocks(self.rules[0 if self.shared else level])))
 
     def table(self, level: int) -> AliasTable:
         """The alias table from which the pairs of children of level `level` are drawn."""
@@ -207,10 +207,10 @@ class TreeGrammar(Dataset):
         return levels
 
 
-def _row_blocks(rules: Tensor) -> Iterator[Tensor]:
-    """Blocks of parents of a rule tensor, in order, as float64 with rows that sum to one; one row alone is used once.
+def normalised_blocks(rules: Tensor) -> Iterator[Tensor]:
+    """Blocks of parents `(r, v, v)` of a rule tensor, in order, as float64 with rows that sum to one.
 
-    The blocks do not depend on how a caller uses them, so sampler, inference and entropies share the same numbers.
+    Whoever uses rules gets them from here: sampler, inference and entropies share the same numbers.
     """
     v = rules.shape[0]
     for block in rules.split(max(1, _ENTRIES_PER_BLOCK // v**2)):
