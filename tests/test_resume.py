@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -353,6 +354,15 @@ def test_a_signal_during_preparation_or_the_end_is_heard_too(tmp_path: Path, mon
     assert_same_run(stopped.outname, whole.outname)
 
 
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """SIGHUP has its default action, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures('hangups')
 def test_an_interruption_hears_its_signals_and_leaves_the_handlers_as_they_were() -> None:
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
