@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,10 +46,9 @@ def train(config: Config, say: Say = print) -> Outcome:
     is no longer finite, OSError when a file cannot be written. Files that were good stay so.
     """
     files = RunFiles(config.outname)
-    device = prepare_machine(config)
     begun = _begun(config, files)
     stored = _stored(config, files) if begun and config.resume != 'restart' else None
-    with ExitStack() as claims:
+    with prepared_machine(config) as device, ExitStack() as claims:
         if begun:
             claims.enter_context(files.claim())
         if stored is not None and files.final.exists():
@@ -83,14 +82,25 @@ def train(config: Config, say: Say = print) -> Outcome:
     return _outcome('stopped early' if trainer.stopped_early else 'done', trainer)
 
 
-def prepare_machine(config: Config) -> torch.device:
-    """Sets the threads and the algorithms that the options ask for; returns the device."""
+@contextmanager
+def prepared_machine(config: Config) -> Iterator[torch.device]:
+    """The device of a run, with the threads and the algorithms that its options ask for; both go back at the end.
+
+    A notebook that trains keeps its own settings, and those of one run do not reach the next.
+    """
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.set_num_threads(config.threads or init.default_threads(config))
     if config.deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    if config.deterministic != torch.are_deterministic_algorithms_enabled():  # to set it takes torch over a second
-        torch.use_deterministic_algorithms(config.deterministic)
-    return resolve_device(config.device)
+    try:
+        if config.deterministic != deterministic:  # to set it takes torch over a second
+            torch.use_deterministic_algorithms(config.deterministic)
+        yield resolve_device(config.device)
+    finally:
+        torch.set_num_threads(threads)
+        if config.deterministic != deterministic:
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 
 def prepare_language(config: Config, device: torch.device, stored: dict[str, Any] | None, say: Say) -> Language:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import subprocess
@@ -354,6 +355,19 @@ def test_a_loss_that_is_no_number_between_two_records_is_noticed(monkeypatch: py
     trainer.record()
     with pytest.raises(DivergedError, match='training loss is nan at step 3: lower lr='):
         trainer.advance(4)
+
+
+# ---------------------------------------------------------------------- the machine
+
+
+@pytest.mark.parametrize('diverges', [False, True])
+def test_a_run_leaves_the_settings_of_torch_as_it_found_them(diverges: bool, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    options: dict[str, Any] = {'lr': 1e30, 'optim': 'sgd'} if diverges else {}
+    with pytest.raises(DivergedError) if diverges else contextlib.nullcontext():
+        train(tiny(tmp_path / 'run', threads=2, deterministic=True, **options))
+    assert torch.get_num_threads() == 1
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 # ---------------------------------------------------------------------- learning
