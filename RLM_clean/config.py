@@ -247,11 +247,12 @@ def _check_memory(config: Config) -> None:
         return
     sequence = 8 * 2**c.num_layers
     # Bytes, and the options that ask for them with the power of each. An entry of the rules takes 4 bytes, and 8 in
-    # the sampling tables.
+    # the sampling tables. A training set is never held, it is drawn again: only the order of an epoch is, with the
+    # words that it is sorted by.
     needs: list[tuple[int, dict[str, int]]] = [
         (12 * (c.num_layers if c.dataset == 'rhm' else 1) * c.num_features**3, {'num_features': 3}),
         (sequence * c.test_size, {'test_size': 1}),
-        (sequence * c.train_size if c.regime == 'offline' else 0, {'train_size': 1}),
+        (40 * c.train_size if c.regime == 'offline' else 0, {'train_size': 1}),
         (sequence * c.accumulation * c.batch_size, {'batch_size': 1, 'accumulation': 1}),
         (4 * c.depth * c.ffwd_size * c.embedding_dim**2, {'embedding_dim': 2, 'ffwd_size': 1, 'depth': 1}),
     ]

@@ -291,6 +291,9 @@ def test_what_the_memory_cannot_hold_is_refused_before_it_is_asked_for(monkeypat
         Config(outname='run', num_features=448)
     with pytest.raises(ValueError, match=r'num_features=447 .* use at most 355'):
         Config(outname='run', num_features=447, dataset='rhm', num_layers=2)
+    assert Config(outname='run', num_layers=10, regime='offline', train_size=2**24).train_size == 2**24
+    with pytest.raises(ValueError, match=r'train_size=100000000 .* use at most 26843545'):
+        Config(outname='run', regime='offline', train_size=10**8)
     with pytest.raises(ValueError, match=r'accumulation=10000000 .* use at most 1048576'):
         Config(outname='run', accumulation=10**7)
 
