@@ -70,7 +70,7 @@ class TreeGrammar(Dataset):
         self.num_data = num_data
         self.transform = transform
         self.device = torch.device(device if device is not None else 'cpu')
-        self._drawn = {'train': 0, 'test': 0, 'other': 0}
+        self._drawn = {'train': 0, 'other': 0}
         self._permutation: tuple[int, Tensor] | None = None
         self._root_table = AliasTable([self.prior[None]], 1, self.v, self.device)
         self._tables = [
