@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from RLM_clean.datasets.tree_grammar import TreeGrammar, normalised_blocks
+from RLM_clean.inference import log_likelihood
 from RLM_clean.streams import random_words, stream_key
 
 # Entries of float64 temporaries at a time: pairs of tokens go through in blocks of this size.
@@ -168,8 +169,6 @@ def leaves_entropy(grammar: TreeGrammar, num_samples: int = 2**12, max_sequences
         return _summed_leaves_entropy(grammar), 0.0
     if num_samples < 3:
         raise ValueError(f'num_samples={num_samples} gives no standard error: use 3 or more')
-    from RLM_clean.inference import log_likelihood
-
     trees = grammar.trees(0, num_samples, 'floors')
     surprise = -log_likelihood(grammar, trees[-1]).cpu()
     control = -_tree_log_probabilities(grammar, [symbols.cpu() for symbols in trees])
