@@ -14,7 +14,8 @@ fi
 
 # ---- machine
 device=${device:-auto}                  # auto (cuda, mps or cpu, the first there is), cpu, cuda, cuda:1, mps
-threads=${threads:-0}                   # threads of the CPU; 0: chosen from the size of the model
+threads=${threads:-auto}                # threads of the CPU; auto: chosen from the size of the step
+compile=${compile:-auto}                # compile each step: on, off, or auto (on for long runs)
 dtype=${dtype:-float32}                 # float32 or bfloat16 (matrix products only)
 deterministic=${deterministic:-0}       # 1: only deterministic algorithms, on GPUs too
 
@@ -95,7 +96,7 @@ source ./environment.sh
 find_python requirements.txt "torch, numpy, matplotlib, tqdm"
 
 options=()
-for name in device threads dtype dataset num_features num_layers num_tokens beta num_synonyms regime train_size \
+for name in device threads compile dtype dataset num_features num_layers num_tokens beta num_synonyms regime train_size \
     batch_size accumulation test_size input_format whitening model depth embedding_dim num_heads ffwd_size dropout \
     objective optim lr momentum weight_decay grad_clip scheduler warmup_time decay_time max_iters max_epochs \
     loss_threshold seed_rules seed_sample seed_model print_freq save_freq resume outname; do

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import torch
+from RLM_clean.machine import can_compile, resolve_device
 
 Check = tuple[Callable[[Any], bool], str]
 
@@ -32,7 +32,7 @@ SEED: Check = (lambda x: 0 <= x < 2**63, 'a whole number from 0 to 2^63 - 1')
 GENERATOR_SEED: Check = (lambda x: 0 <= x < 2**32, 'a whole number from 0 to 2^32 - 1')
 
 # Options that change where or how a run is computed, not what: a resumed run may set them anew.
-EXECUTION = frozenset({'outname', 'device', 'threads', 'resume', 'tensorboard'})
+EXECUTION = frozenset({'outname', 'device', 'threads', 'compile', 'resume', 'tensorboard'})
 
 
 def option(default: Any, group: str, help: str, check: Check | None = None, choices: Sequence[Any] = ()) -> Any:
@@ -129,9 +129,13 @@ class Config:
     tensorboard: bool = option(False, 'output', 'write the curves for TensorBoard too (needs the package tensorboard)')
 
     device: str = option('auto', 'machine', 'auto (cuda, mps or cpu, the first there is), cpu, cuda, cuda:1, mps')
-    threads: int = option(
-        0, 'machine', 'threads of the CPU; 0: one for small steps, else all cores',
-        (lambda x: 0 <= x <= 1024, 'a whole number, 0 to 1024'),
+    threads: int | str = option(
+        'auto', 'machine', 'threads of the CPU; auto: one for small steps, else all cores',
+        (lambda x: x == 'auto' or (x.isdecimal() and 1 <= int(x) <= 1024), 'auto, or a whole number, 1 to 1024'),
+    )  # fmt: skip
+    compile: str = option(
+        'auto', 'machine', 'compile each step into one piece: off, on (faster, some seconds at the start), auto (on '
+        'for long runs)', choices=('auto', 'on', 'off'),
     )  # fmt: skip
     deterministic: bool = option(False, 'machine', 'only deterministic algorithms, on GPUs too (slower)')
 
@@ -140,6 +144,8 @@ class Config:
             object.__setattr__(self, 'num_tokens', 2**self.num_layers)
         if self.scheduler == '':
             object.__setattr__(self, 'scheduler', 'none')
+        if isinstance(self.threads, int) and not isinstance(self.threads, bool):
+            object.__setattr__(self, 'threads', str(self.threads))
         for field in dataclasses.fields(self):
             _check_option(field, getattr(self, field.name))
         _check_together(self)
@@ -168,23 +174,6 @@ class Config:
             if name not in EXECUTION and stored.get(name, value) != value:
                 return name
         return None
-
-
-def resolve_device(device: str) -> torch.device:
-    """The torch device that an option names; auto is cuda, mps or cpu, the first there is.
-
-    Raises ValueError for a name that torch does not know and for a device that is absent.
-    """
-    mps = torch.backends.mps.is_available()
-    if device == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'mps' if mps else 'cpu')
-    kind, _, index = device.partition(':')
-    if kind not in ('cpu', 'cuda', 'mps') or not (device == kind or index.isdecimal()):
-        raise ValueError(f'device={device!r} is unknown: use auto, cpu, cuda, cuda:1 or mps')
-    present = {'cpu': 1, 'cuda': torch.cuda.device_count(), 'mps': int(mps)}[kind]
-    if int(index or 0) >= present:
-        raise ValueError(f'device={device!r} is not on this machine: use auto or cpu')
-    return torch.device(kind, int(index)) if index else torch.device(kind)
 
 
 def _check_option(field: dataclasses.Field[Any], value: Any) -> None:
@@ -235,7 +224,10 @@ def _check_together(config: Config) -> None:
     if c.tensorboard and importlib.util.find_spec('tensorboard') is None:
         raise ValueError('tensorboard=True needs a package that is missing: pip install tensorboard')
     _check_memory(c)
-    resolve_device(c.device)
+    device = resolve_device(c.device)
+    if c.compile == 'on' and not can_compile(device):
+        remedy = 'use auto' if device.type == 'mps' else 'install g++, or use auto'
+        raise ValueError(f"compile='on' finds no compiler for device={c.device!r}: {remedy}")
 
 
 def _check_memory(config: Config) -> None:
@@ -268,7 +260,7 @@ def _check_memory(config: Config) -> None:
 
 # ---------------------------------------------------------------------- the command line
 
-_KINDS: dict[str, type] = {'int': int, 'int | None': int, 'float': float, 'str': str, 'bool': bool}
+_KINDS: dict[str, type] = {'int': int, 'int | None': int, 'int | str': str, 'float': float, 'str': str, 'bool': bool}
 _KIND_NAMES = {int: 'a whole number', float: 'a number', str: 'a text', bool: 'true or false'}
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from RLM_clean import init, measures
+from RLM_clean import init, machine, measures
 from RLM_clean.checkpoints import Record, RunFiles, save
-from RLM_clean.config import Config, resolve_device
+from RLM_clean.config import Config
+from RLM_clean.machine import Machine
 from RLM_clean.measures import Language
 from RLM_clean.plots import save_learning_curve
 from RLM_clean.signals import Interruption
 from RLM_clean.training import Trainer, run
+from RLM_clean.update import CompilationError
 
 Say = Callable[[str], None]
 
@@ -48,7 +49,8 @@ def train(config: Config, say: Say = print) -> Outcome:
     files = RunFiles(config.outname)
     begun = _begun(config, files)
     stored = _stored(config, files) if begun and config.resume != 'restart' else None
-    with prepared_machine(config) as device, ExitStack() as claims:
+    chosen = machine.choose(config, stored.get('machine') if stored else None)
+    with machine.prepared(chosen, config.deterministic) as device, ExitStack() as claims:
         if begun:
             claims.enter_context(files.claim())
         if stored is not None and files.final.exists():
@@ -66,11 +68,12 @@ def train(config: Config, say: Say = print) -> Outcome:
             say(f'{leftover} was left by a killed process and is removed')
         interruption = claims.enter_context(Interruption())
         language = prepare_language(config, device, stored, say)
-        trainer = Trainer(config, language, device)
+        trainer, chosen = _trainer(config, language, chosen, interruption, say)
         if stored is None:
             if files.config.exists():  # begun by another process in the meantime
                 raise files.busy()
-            save({'config': config.to_dict(), 'rules': language.rules(), **language.losses()}, files.config)
+            content = {'config': config.to_dict(), 'machine': chosen.to_dict(), 'rules': language.rules()}
+            save({**content, **language.losses()}, files.config)
             claims.enter_context(files.claim())
         if checkpoint is not None:
             _restore(trainer, checkpoint, files)
@@ -78,29 +81,26 @@ def train(config: Config, say: Say = print) -> Outcome:
         if not run(trainer, files, interruption):
             say(f'{interruption.name}: saved at step {trainer.step}; the same command goes on from there')
             return _outcome('interrupted', trainer)
-        _finish(trainer, files)
+        _finish(trainer, config, chosen, files)
     return _outcome('stopped early' if trainer.stopped_early else 'done', trainer)
 
 
-@contextmanager
-def prepared_machine(config: Config) -> Iterator[torch.device]:
-    """The device of a run, with the threads and the algorithms that its options ask for; both go back at the end.
-
-    A notebook that trains keeps its own settings, and those of one run do not reach the next.
-    """
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.set_num_threads(config.threads or init.default_threads(config))
-    if config.deterministic:
-        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+def _trainer(
+    config: Config, language: Language, chosen: Machine, interruption: Interruption, say: Say
+) -> tuple[Trainer, Machine]:
+    """The trainer on a machine, and that machine: without compilation where only `auto` asked for it and it fails."""
+    device = torch.device(chosen.device)
+    if chosen.compile and device.type == 'cpu':
+        say('compiling the step: some ten seconds, less when the same one was compiled before')
     try:
-        if config.deterministic != deterministic:  # to set it takes torch over a second
-            torch.use_deterministic_algorithms(config.deterministic)
-        yield resolve_device(config.device)
-    finally:
-        torch.set_num_threads(threads)
-        if config.deterministic != deterministic:
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        return Trainer(replace(config, compile='on' if chosen.compile else 'off'), language, device), chosen
+    except CompilationError as error:
+        if interruption.requested():  # Ctrl-C ends the compiler too
+            raise KeyboardInterrupt from None
+        if config.compile == 'on':
+            raise ValueError(f"compile='on' fails ({error}): use auto or off") from None
+        say(f'the step could not be compiled ({error}): going on without')
+        return Trainer(replace(config, compile='off'), language, device), replace(chosen, compile=False)
 
 
 def prepare_language(config: Config, device: torch.device, stored: dict[str, Any] | None, say: Say) -> Language:
@@ -173,7 +173,7 @@ def _no_folder(config: Config, error: OSError) -> ValueError:
     )
 
 
-def _finish(trainer: Trainer, files: RunFiles) -> None:
+def _finish(trainer: Trainer, config: Config, chosen: Machine, files: RunFiles) -> None:
     """Writes the file of the finished run and its picture, and removes what only resuming needed."""
     output = {
         **trainer.language.losses(),
@@ -181,8 +181,8 @@ def _finish(trainer: Trainer, files: RunFiles) -> None:
         'step': trainer.step,
         'early_stop': trainer.stopped_early,
         'excess_error': trainer.excess_error,
+        'machine': chosen.to_dict(),
     }
-    config = trainer.config
     content = {'config': config.to_dict(), 'output': output, 'model': trainer.weights(), 'best': trainer.best}
     save_learning_curve(trainer.dynamics, trainer.language, config, files.picture)
     save(content, files.final)

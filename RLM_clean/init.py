@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 
 import torch
@@ -14,9 +13,6 @@ from RLM_clean import datasets, models
 from RLM_clean.config import Config
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
-
-# Multiplications in a step below which one thread is used.
-_PRODUCTS_FOR_THREADS = 2 * 10**8
 
 
 def init_data(config: Config, device: torch.device | str = 'cpu', rules: Tensor | None = None) -> datasets.TreeGrammar:
@@ -49,7 +45,7 @@ def transform_inputs(inputs: Tensor, v: int, input_format: str = 'long', whiteni
     """
     if input_format == 'long':
         return inputs
-    rows = F.one_hot(inputs, v).float()
+    rows = (inputs[..., None] == torch.arange(v, device=inputs.device)).float()
     return (rows - 1 / v) / math.sqrt((1 - 1 / v) / v) if whitening else rows
 
 
@@ -95,21 +91,6 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
 
 
-def step_products(config: Config) -> int:
-    """About how many multiplications of matrix entries one update takes: three for each weight and position."""
-    d, positions = config.embedding_dim, config.batch_size * config.context_size
-    per_block = 4 * d * d + 2 * config.ffwd_size * d * d
-    return 3 * positions * (config.depth * per_block + d * config.num_features)
-
-
-def default_threads(config: Config) -> int:
-    """The threads of a run that names none: one for small steps, all cores for large ones.
-
-    Small matrix products lose more to the meeting of threads than they gain.
-    """
-    return 1 if step_products(config) < _PRODUCTS_FOR_THREADS else os.cpu_count() or 1
-
-
 def init_training(
     model: nn.Module, config: Config
 ) -> tuple[Criterion, optim.Optimizer, optim.lr_scheduler.LRScheduler]:
@@ -124,6 +105,11 @@ def init_training(
         optimizer = optim.AdamW(parameters, lr=c.lr, weight_decay=c.weight_decay, fused=True)
     scheduler = optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, config))
     return cross_entropy, optimizer, scheduler
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """The learning rate of update number `step` (0 is the first)."""
+    return config.lr * lr_factor(step, config)
 
 
 def lr_factor(step: int, config: Config) -> float:

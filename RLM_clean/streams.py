@@ -15,6 +15,7 @@ _GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
+_GAMMA_INVERSE = pow(_GAMMA, -1, 1 << 64)
 
 # The streams of one seed of samples. Their numbers are part of the meaning of a seed: never change them.
 STREAMS = {'train': 0, 'test': 1, 'other': 2, 'shuffle': 3, 'dropout': 4, 'floors': 5}
@@ -47,8 +48,13 @@ def stream_key(seed: int, stream: str, *indices: int) -> int:
 
 def random_words(key: int | Tensor, counters: Tensor) -> Tensor:
     """Uniform 64-bit words (int64, shaped as `counters`): word `i` of the stream with that key for each counter `i`."""
-    z = counters * _signed(_GAMMA)
-    z += key + _signed(_GAMMA) if isinstance(key, Tensor) else _signed(key + _GAMMA)
+    if isinstance(key, Tensor):
+        # The same words: key = (key / gamma) gamma mod 2^64. A compiler that works out the counters of a graph by
+        # itself would multiply them by gamma in whole numbers that have no 64 bits.
+        z = (counters + (key * _signed(_GAMMA_INVERSE) + 1)) * _signed(_GAMMA)
+    else:
+        z = counters * _signed(_GAMMA)
+        z += _signed(key + _GAMMA)
     z = _xor_shift(z, 30).mul_(_signed(_MIX_1))
     z = _xor_shift(z, 27).mul_(_signed(_MIX_2))
     return _xor_shift(z, 31)

@@ -6,24 +6,23 @@ goes on from its newest checkpoint as if nothing had happened, bit for bit.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from RLM_clean import init, models
+from RLM_clean import init
 from RLM_clean.checkpoints import Record, RunFiles
 from RLM_clean.config import Config
 from RLM_clean.datasets import TreeGrammar
 from RLM_clean.measures import Language, test
 from RLM_clean.progress import Curves, Progress
 from RLM_clean.signals import Interruption
-from RLM_clean.streams import stream_key
+from RLM_clean.update import make_update
 
 # Losses are looked at, and early stopping decided, every so many steps: reading one from a GPU waits for it.
 WINDOW = 128
@@ -44,32 +43,39 @@ class BatchFeed:
         self.chunk = max(1, min(WINDOW, _TOKENS_AHEAD // tokens))
         self.first = -1
 
-    def __call__(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of a step, as many as gradients are accumulated: inputs `(B, T)` and targets."""
+    def __call__(self, step: int, most: int = 1) -> tuple[Tensor, Tensor]:
+        """The batches of `most` steps from `step`, or of one where the chunk has no more: inputs and targets.
+
+        Inputs are `(S, A, B, T)`: S steps, A batches whose gradients are accumulated in each.
+        """
         accumulation = self.config.accumulation
         first = step - step % self.chunk
         if first != self.first:
             batches = self.grammar.batches(first * accumulation, self.chunk * accumulation, self.config.batch_size)
-            inputs, targets = init.select_task(*batches, self.config)
             # Contiguous, so that each batch is one block of memory.
-            self.inputs, self.targets = inputs.contiguous().to(self.device), targets.contiguous().to(self.device)
+            self.inputs, self.targets = (
+                x.contiguous().to(self.device).unflatten(0, (self.chunk, accumulation))
+                for x in init.select_task(*batches, self.config)
+            )
             self.first = first
-        start = (step - first) * accumulation
-        for i in range(start, start + accumulation):
-            yield self.inputs[i], self.targets[i]
+        start = step - first
+        stop = start + (most if start + most <= self.chunk else 1)
+        return self.inputs[start:stop], self.targets[start:stop]
 
 
 class Trainer:
-    """The state of a run and what changes it: updates and records."""
+    """The state of a run and what changes it: updates and records.
+
+    Steps are compiled where `config.compile` is on (auto is for `machine.choose` to settle). Raises CompilationError
+    where that fails.
+    """
 
     def __init__(self, config: Config, language: Language, device: torch.device) -> None:
         self.config, self.language, self.device = config, language, device
         self.model: nn.Module = init.init_model(config).to(device).train()
-        self.criterion, self.optimizer, self.scheduler = init.init_training(self.model, config)
+        _, self.optimizer, _ = init.init_training(self.model, config)
+        self.take_steps = make_update(self.model, self.optimizer, config, compile=config.compile == 'on')
         self.feed = BatchFeed(language.grammar, config, device)
-        self.autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-        if config.dtype == 'bfloat16':
-            self.autocast = lambda: torch.autocast(device.type, dtype=torch.bfloat16)
         self.step = 0
         self.dynamics: list[Record] = []
         self.best: dict[str, Any] = {}
@@ -81,26 +87,16 @@ class Trainer:
 
     def logits(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """The logits for the targets of the task, in the precision of the run."""
-        with self.autocast():
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == 'bfloat16'):
             return init.task_logits(model, inputs, self.config)
 
-    def update(self) -> Tensor:
-        """One step of gradient descent; returns its loss, a scalar on the device."""
-        config = self.config
-        self.optimizer.zero_grad()
-        losses = []
-        for i, (inputs, targets) in enumerate(self.feed(self.step)):
-            if config.dropout:
-                models.set_dropout_key(self.model, stream_key(config.seed_model, 'dropout', self.step, i))
-            loss = self.criterion(self.logits(self.model, inputs), targets) / config.accumulation
-            loss.backward()
-            losses.append(loss.detach())
-        if config.grad_clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
-        self.optimizer.step()
-        self.scheduler.step()
-        self.step += 1
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+    def update(self, most: int = 1) -> Tensor:
+        """One step of gradient descent, or several where a launch takes as many; their losses, on the device."""
+        per_call = self.take_steps.steps_per_call
+        inputs, targets = self.feed(self.step, per_call if per_call <= most else 1)
+        losses = self.take_steps(self.step, inputs, targets)
+        self.step += len(losses)
+        return losses
 
     def advance(self, end: int, interrupted: Callable[[], bool] = lambda: False) -> None:
         """Updates until step `end` or an interruption, then looks at the losses.
@@ -110,8 +106,8 @@ class Trainer:
         first, start = self.step, time.perf_counter()
         losses = []
         while self.step < end and not interrupted():
-            losses.append(self.update())
-        values = torch.stack(losses).tolist() if losses else []
+            losses.append(self.update(end - self.step))
+        values = torch.cat(losses).tolist() if losses else []
         for i, value in enumerate(values, start=first + 1):
             self._check('training loss', value, i)
         self.since_record += values
@@ -140,7 +136,7 @@ class Trainer:
             'testloss': testloss,
             'testacc': testacc,
             'excess': excess,
-            'lr': self.config.lr * init.lr_factor(max(self.step - 1, 0), self.config),
+            'lr': init.learning_rate(max(self.step - 1, 0), self.config),
             'seconds': self.seconds,
         }
         self.dynamics.append(record)
@@ -155,9 +151,9 @@ class Trainer:
 
     def checkpoint(self) -> dict[str, Any]:
         """The content of a checkpoint: the model, its last record, and what resuming needs."""
+        self.take_steps.settle(self.step)
         resume = {name: getattr(self, name) for name in self._RESUMED}
         resume['optimizer'] = self.optimizer.state_dict()
-        resume['scheduler'] = {name: x for name, x in self.scheduler.state_dict().items() if name != 'lr_lambdas'}
         return {'model': self.weights(), 'state': self.dynamics[-1], 'step': self.step, 'resume': resume}
 
     def restore(self, content: dict[str, Any]) -> None:
@@ -166,7 +162,7 @@ class Trainer:
         self.step = content['step']
         self.model.load_state_dict(content['model'])
         self.optimizer.load_state_dict(resume['optimizer'])
-        self.scheduler.load_state_dict({**resume['scheduler'], 'lr_lambdas': [None]})
+        self.take_steps.bind()
         for name in self._RESUMED:
             setattr(self, name, resume[name])
 

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument('--folder', type=Path, default=Path('results/staircase'), help='where the runs are kept')
     parser.add_argument('--picture', type=Path, default=Path('docs/images/staircase.png'), help='the figure')
     parser.add_argument('--max_iters', type=int, help='stop earlier, to try the command out')
-    parser.add_argument('--threads', type=int, default=0, help='threads of the CPU; 0: all')
+    parser.add_argument('--threads', default='auto', help='threads of the CPU')
     arguments = parser.parse_args()
 
     figure = Figure(figsize=(11, 4.4), layout='constrained')

@@ -232,7 +232,7 @@ OTHER: dict[str, Any] = {
     'tie_weights': True, 'objective': 'all', 'optim': 'adam', 'lr': 0.1, 'momentum': 0.5, 'weight_decay': 0.1,
     'grad_clip': 1.0, 'scheduler': 'cosine', 'warmup_time': 9, 'decay_time': 10, 'max_iters': 10,
     'loss_threshold': 0.0, 'dtype': 'bfloat16', 'print_freq': 10, 'save_freq': 1, 'checkpoints': False,
-    'resume': 'require', 'tensorboard': True, 'device': 'cpu', 'threads': 2, 'deterministic': True,
+    'resume': 'require', 'tensorboard': True, 'device': 'cpu', 'threads': 2, 'compile': 'off', 'deterministic': True,
 }  # fmt: skip
 
 
@@ -248,7 +248,7 @@ def test_a_difference_is_found_unless_it_changes_only_how_a_run_is_computed(name
 
 
 def test_the_options_that_may_differ_are_those_of_the_machine_and_the_files():
-    assert sorted(EXECUTION) == ['device', 'outname', 'resume', 'tensorboard', 'threads']
+    assert sorted(EXECUTION) == ['compile', 'device', 'outname', 'resume', 'tensorboard', 'threads']
 
 
 def test_an_option_that_an_older_file_lacks_is_no_difference():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from RLM_clean import init
+from RLM_clean import init, machine
 from RLM_clean.config import Config
 from RLM_clean.datasets import RHM, RLM
 from RLM_clean.models import CLM, MLM, MLP
@@ -313,14 +312,14 @@ def test_the_times_of_a_short_run_are_these() -> None:
 
 
 def test_small_steps_take_one_thread_and_large_ones_all() -> None:
-    assert init.default_threads(Config(outname='unused')) == 1
+    assert machine.default_threads(Config(outname='unused')) == 1
     large = Config(outname='unused', embedding_dim=512, depth=4, num_layers=5, num_features=64)
-    assert init.default_threads(large) == (os.cpu_count() or 1)
-    assert init.step_products(large) > 100 * init.step_products(Config(outname='unused'))
+    assert machine.default_threads(large) == machine.available_cores()
+    assert machine.step_products(large) > 100 * machine.step_products(Config(outname='unused'))
 
 
 def test_the_products_of_a_step_are_three_for_each_weight_of_a_matrix_and_position() -> None:
     c = config(num_layers=2, batch_size=10, depth=2, ffwd_size=3)
     model: Any = init.init_model(c)
     matrices = [m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    assert init.step_products(c) == 3 * 10 * 3 * sum(matrices)
+    assert machine.step_products(c) == 3 * 10 * 3 * sum(matrices)

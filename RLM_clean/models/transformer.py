@@ -72,28 +72,29 @@ class Attention(nn.Module):
         self.qkv = Linear(d, 3 * d)
         self.proj = Linear(d, d)
 
-    def forward(
-        self, x_BxTxd: Tensor, last_only: bool = False, cache: KeyValues | None = None
-    ) -> tuple[Tensor, KeyValues]:
-        """The attention's output and its keys and values.
+    def forward(self, x_BxTxd: Tensor, cache: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
+        """The attention's output at all positions, and its keys and values.
 
-        With `last_only` the output is that of the last position alone, `(B, 1, d)`. With a `cache` of earlier keys
-        and values, x is the one token that follows them.
+        With a `cache` of earlier keys and values, x is the one token that follows them.
         """
-        if last_only:
-            d = x_BxTxd.shape[-1]
-            q = F.linear(x_BxTxd[:, -1:], self.qkv.weight[:d], self.qkv.bias[:d])
-            k, v = F.linear(x_BxTxd, self.qkv.weight[d:], self.qkv.bias[d:]).chunk(2, dim=-1)
-        else:
-            q, k, v = self.qkv(x_BxTxd).chunk(3, dim=-1)
-        q_BxHxTxd, k_BxHxTxd, v_BxHxTxd = (self._split(y) for y in (q, k, v))
+        q, k, v = (self._split(y) for y in self.qkv(x_BxTxd).chunk(3, dim=-1))
         if cache is not None:
-            k_BxHxTxd = torch.cat((cache[0], k_BxHxTxd), dim=2)
-            v_BxHxTxd = torch.cat((cache[1], v_BxHxTxd), dim=2)
+            k, v = torch.cat((cache[0], k), dim=2), torch.cat((cache[1], v), dim=2)
         # The last token alone sees everything: only several queries need the causal mask.
-        several = q_BxHxTxd.shape[2] > 1
-        y = F.scaled_dot_product_attention(q_BxHxTxd, k_BxHxTxd, v_BxHxTxd, is_causal=several)
-        return self.proj(y.transpose(1, 2).flatten(2)), (k_BxHxTxd, v_BxHxTxd)
+        return self._attend(q, k, v, causal=q.shape[2] > 1), (k, v)
+
+    def last(self, x_BxTxd: Tensor) -> Tensor:
+        """The output at the last position alone, `(B, 1, d)`: one query, and the keys and values of all."""
+        d = x_BxTxd.shape[-1]
+        if x_BxTxd.shape[1] == 1:  # a single key gets all the attention
+            return self.proj(F.linear(x_BxTxd, self.qkv.weight[2 * d :], self.qkv.bias[2 * d :]))
+        q = F.linear(x_BxTxd[:, -1:], self.qkv.weight[:d], self.qkv.bias[:d])
+        k, v = F.linear(x_BxTxd, self.qkv.weight[d:], self.qkv.bias[d:]).chunk(2, dim=-1)
+        return self._attend(self._split(q), self._split(k), self._split(v), causal=False)
+
+    def _attend(self, q_BxHxTxd: Tensor, k_BxHxTxd: Tensor, v_BxHxTxd: Tensor, causal: bool) -> Tensor:
+        y = F.scaled_dot_product_attention(q_BxHxTxd, k_BxHxTxd, v_BxHxTxd, is_causal=causal)
+        return self.proj(y.transpose(1, 2).flatten(2))
 
     def _split(self, x_BxTxd: Tensor) -> Tensor:
         return x_BxTxd.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -112,13 +113,17 @@ class Block(nn.Module):
         self.dropout_1 = Dropout(dropout, 2 * layer + 1)
         self.dropout_2 = Dropout(dropout, 2 * layer + 2)
 
-    def forward(
-        self, x_BxTxd: Tensor, last_only: bool = False, cache: KeyValues | None = None
-    ) -> tuple[Tensor, KeyValues]:
-        y, keys_values = self.attention(self.norm_1(x_BxTxd), last_only, cache)
-        x = (x_BxTxd[:, -1:] if last_only else x_BxTxd) + self.dropout_1(y)
-        y = self.contract(F.gelu(self.expand(self.norm_2(x))))
-        return x + self.dropout_2(y), keys_values
+    def forward(self, x_BxTxd: Tensor, cache: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
+        """The residual stream after the block, and its keys and values, with a `cache` as in Attention."""
+        y, keys_values = self.attention(self.norm_1(x_BxTxd), cache)
+        return self._feed_forward(x_BxTxd + self.dropout_1(y)), keys_values
+
+    def last(self, x_BxTxd: Tensor) -> Tensor:
+        """The residual stream after the block at the last position alone, `(B, 1, d)`."""
+        return self._feed_forward(x_BxTxd[:, -1:] + self.dropout_1(self.attention.last(self.norm_1(x_BxTxd))))
+
+    def _feed_forward(self, x_BxTxd: Tensor) -> Tensor:
+        return x_BxTxd + self.dropout_2(self.contract(F.gelu(self.expand(self.norm_2(x_BxTxd)))))
 
 
 class CLM(nn.Module):
@@ -217,10 +222,11 @@ class CLM(nn.Module):
         The last block computes queries, projection and feed-forward for that position alone: nothing else is used.
         """
         x = self.embed(inputs)
-        for block in self.blocks[:-1]:
-            x, _ = block(x)
-        if len(self.blocks):
-            x, _ = self.blocks[-1](x, last_only=True)
+        for i, block in enumerate(self.blocks):
+            # Of a single token the last position is all there is.
+            assert isinstance(block, Block)
+            needs_all = i < len(self.blocks) - 1 and x.shape[1] > 1
+            x = block(x)[0] if needs_all else block.last(x)
         return self.head(self.norm(x[:, -1]))
 
     @torch.no_grad()
