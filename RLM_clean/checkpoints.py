@@ -46,6 +46,10 @@ class UnreadableFileError(ValueError):
         self.damaged = damaged
 
 
+class BusyError(ValueError):
+    """A run that another process is training."""
+
+
 # ---------------------------------------------------------------------- atomic writing, safe reading
 
 
@@ -158,7 +162,7 @@ class RunFiles:
     def claim(self) -> Iterator[None]:
         """Holds the run for this process while entered, by a lock on its _config.pt that ends with the process.
 
-        Raises ValueError when another process holds it.
+        Raises BusyError when another process holds it.
         """
         with open(self.config, 'rb') as file:
             if fcntl is not None:
@@ -170,9 +174,9 @@ class RunFiles:
                     pass
             yield
 
-    def busy(self) -> ValueError:
+    def busy(self) -> BusyError:
         """The error of a second process on the same run."""
-        return ValueError(f'outname={str(self.outname)!r} is being trained by another process: wait, or use another')
+        return BusyError(f'outname={str(self.outname)!r} is being trained by another process: wait, or use another')
 
     def checkpoint(self, step: int) -> Path:
         """The path of the checkpoint of a step."""

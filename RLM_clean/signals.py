@@ -11,6 +11,8 @@ from typing import Any
 class Interruption:
     """While entered, SIGTERM, SIGUSR1, SIGHUP and SIGINT only set a flag; a second SIGINT raises KeyboardInterrupt.
 
+    One may be entered within another: a signal that came to either has come to both, when the inner one is left.
+
     Only the main thread of a process may handle signals: elsewhere this does nothing.
     """
 
@@ -33,11 +35,20 @@ class Interruption:
                 ignored = name == 'SIGHUP' and number is not None and signal.getsignal(number) is signal.SIG_IGN
                 if number is not None and not ignored:
                     self._before[number] = signal.signal(number, self._receive)
+        for outer in self._around():
+            self.name = self.name or outer.name
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        for outer in self._around():
+            outer.name = outer.name or self.name
+
+    def _around(self) -> list[Interruption]:
+        """The interruptions whose signals this one receives while it is entered: the one that it was entered within."""
+        owners = (getattr(handler, '__self__', None) for handler in self._before.values())
+        return [owner for owner in owners if isinstance(owner, Interruption)]
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.name == 'SIGINT':
