@@ -18,8 +18,8 @@ from RLM_clean.streams import random_permutation, random_words, stream_key
 
 # Table look-ups run fastest while the working set of a chunk stays in the processor's cache.
 _NODES_PER_CHUNK = {'cpu': 2**15, 'cuda': 2**24}
-# Entries of the rules that are turned into float64 at a time while tables are built.
-_ENTRIES_PER_BLOCK = 2**23
+# Entries of the rules that are turned into float64 at a time: temporaries that stay in the processor's cache.
+_ENTRIES_PER_BLOCK = 2**18
 
 
 class TreeGrammar(Dataset):
@@ -82,7 +82,7 @@ class TreeGrammar(Dataset):
 
     def level_rules(self, level: int) -> Tensor:
         """`T[a, b, c]` of a level (0 at the root), `(v, v, v)` float64 on the CPU, rows summing to one."""
-        return torch.cat(list(normalised_blocks(self.rules[0 if self.shared else level])))
+        return _normalised(self.rules[0 if self.shared else level])
 
     def table(self, level: int) -> AliasTable:
         """The alias table from which the pairs of children of level `level` are drawn."""
@@ -210,18 +210,24 @@ class TreeGrammar(Dataset):
 def normalised_blocks(rules: Tensor) -> Iterator[Tensor]:
     """Blocks of parents `(r, v, v)` of a rule tensor, in order, as float64 with rows that sum to one.
 
-    Whoever uses rules gets them from here: sampler, inference and entropies share the same numbers.
+    Whoever uses rules gets them from here or whole from `TreeGrammar.level_rules`: sampler, inference and entropies
+    share the same numbers.
     """
-    v = rules.shape[0]
-    for block in rules.split(max(1, _ENTRIES_PER_BLOCK // v**2)):
-        exact = block.double()
-        yield exact / exact.sum((1, 2), keepdim=True)
+    # Never a block of one row: torch cuts the sum of a single row by the number of threads, which changes its rounding.
+    rows = max(2, _ENTRIES_PER_BLOCK // rules.shape[0] ** 2)
+    for block in rules.tensor_split(max(1, len(rules) // rows)):
+        yield _normalised(block)
+
+
+def _normalised(rules: Tensor) -> Tensor:
+    exact = rules.to(torch.float64, copy=True)
+    return exact.div_(exact.sum((1, 2), keepdim=True))
 
 
 def _check_rules(rules: Tensor, v: int) -> None:
     if rules.shape != (v, v, v) or v < 2:
         raise ValueError(f'rules of shape {tuple(rules.shape)} are not (v, v, v) with the same v >= 2 on each level')
-    sums = rules.sum((1, 2), dtype=torch.float64)
+    sums = torch.stack([row.sum(dtype=torch.float64) for row in rules])  # in float64 a row at a time, never all
     # Also false for NaN. float32 rules, which are only normalised to rounding, pass.
     if not (rules.min() >= 0 and (sums - 1).abs().max() < 1e-3):
         raise ValueError('rules must be probabilities: not negative, with sums over the children of one')
