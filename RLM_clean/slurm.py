@@ -1,0 +1,157 @@
+"""The SLURM launcher: workers of a sweep as a job array, through submitit (an optional package).
+
+Each task of the array is a worker: it takes runs until none is left. When it is asked to stop it saves its run, has
+itself requeued, and goes on from there when its turn comes again, as often as that takes:
+
+    out of time             `notice` seconds before the end of its time limit
+    preempted               in the partition's grace time, or by SLURM itself where there is none
+    scancel --signal=USR1   asked to make room for a moment, by hand
+
+`scancel` alone ends it: it saves, and does not come back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import math
+import pkgutil
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from RLM_clean.signals import Interruption
+
+# A task must hear signals from its first moment on. This module, which it loads before it can, therefore imports
+# nothing slow, and names the worker instead of importing it: to load torch from a network disk can take a minute.
+_WORK = 'RLM_clean.worker:work'
+
+_COUNT = (lambda x: type(x) is int and x >= 1, 'a whole number, 1 or more')
+_COUNT_OR_NONE = (lambda x: type(x) is int and x >= 0, 'a whole number, 0 or more')
+_AMOUNT = (lambda x: type(x) in (int, float) and 0 <= x < math.inf, 'a finite number, 0 or more')
+_NAME = (lambda x: isinstance(x, str), 'a name')
+
+
+def _option(default: Any, help: str, check: tuple[Callable[[Any], bool], str]) -> Any:
+    return field(default=default, metadata={'group': 'slurm', 'help': help, 'check': check, 'choices': ()})
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each task of the array asks the cluster for. Raises ValueError with one sentence for what makes no sense."""
+
+    partition: str = _option('', "the partition; empty: the cluster's default", _NAME)
+    minutes: int = _option(60, 'the time limit; a task that has more to do is requeued', _COUNT)
+    memory: float = _option(4.0, "GB of memory; 0: the cluster's default", _AMOUNT)
+    gpus: int = _option(0, 'GPUs', _COUNT_OR_NONE)
+    cpus: int = _option(1, 'cores', _COUNT)
+    notice: int = _option(120, 'seconds before the end of the time limit at which a task saves', _COUNT)
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            good, remedy = option.metadata['check']
+            if not good(getattr(self, option.name)):
+                raise ValueError(f'{option.name}={getattr(self, option.name)!r} is out of range: use {remedy}')
+        if self.notice >= 60 * self.minutes:
+            raise ValueError(f'notice={self.notice} leaves no time of minutes={self.minutes}: lower it, or raise minutes')
+
+
+def launch(
+    folder: str | Path, execution: dict[str, Any], largest: int = 1, workers: int = 1, resources: Resources | None = None
+) -> str:
+    """Submits an array of `workers` tasks, each a `worker.work(folder, execution, largest)`; returns its job number.
+
+    It does not wait for them. What they say is in {folder}/slurm. `folder` must be one that all nodes see.
+
+    Raises ValueError with one sentence where submitit or SLURM is missing, and where SLURM refuses the jobs.
+    """
+    if importlib.util.find_spec('submitit') is None:
+        raise ValueError("launcher='slurm' needs a package that is missing: pip install submitit")
+    if shutil.which('sbatch') is None or shutil.which('srun') is None:
+        raise ValueError("launcher='slurm' finds no sbatch: use it on a login node of a cluster, or launcher='local'")
+    import submitit
+
+    folder = Path(folder).absolute()
+    asked = resources or Resources()
+    executor = submitit.SlurmExecutor(folder=folder / 'slurm')
+    executor.update_parameters(**_parameters(folder, asked))
+    task = (_WORK, str(folder), execution, largest)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says comes in the error too
+            jobs = executor.map_array(run_task, *([value] * workers for value in task))
+    except submitit.core.utils.FailedJobError as error:
+        reason = ' '.join(str(error).split('sbatch: error: ')[-1].split())
+        raise ValueError(f'SLURM refuses the jobs ({reason}): ask for something else') from None
+    return jobs[0].job_id.split('_')[0]
+
+
+def _parameters(folder: Path, asked: Resources) -> dict[str, Any]:
+    """What submitit gives to sbatch and srun."""
+    package = Path(__file__).absolute().parent.parent
+    parameters: dict[str, Any] = {
+        'job_name': f'rlm-{folder.name}',
+        'time': asked.minutes,
+        'cpus_per_task': asked.cpus,
+        # Since SLURM 22.05 srun does not take it from the job.
+        'srun_args': [f'--cpus-per-task={asked.cpus}'],
+        'signal_delay_s': asked.notice,
+        # Where the cluster does not requeue jobs unless they say that they can be.
+        'additional_parameters': {'requeue': True},
+        # The package need not be installed, nor the job be submitted from its folder.
+        'setup': [f'export PYTHONPATH={shlex.quote(str(package))}${{PYTHONPATH:+:$PYTHONPATH}}'],
+    }
+    if asked.partition:
+        parameters['partition'] = asked.partition
+    if asked.memory:
+        parameters['mem'] = f'{math.ceil(1024 * asked.memory)}M'
+    if asked.gpus:
+        parameters['gpus_per_node'] = asked.gpus
+    return parameters
+
+
+# ---------------------------------------------------------------------- in the job
+
+
+def run_task(work: str, folder: str, execution: dict[str, Any], largest: int) -> str:
+    """What a task of the array runs: a worker, named as 'module:function'. Returns 'done' or 'cancelled'.
+
+    Interrupted, it has itself requeued and ends by SystemExit: submitit then writes no result, the job goes on.
+    """
+    with Interruption() as interruption:
+        # submitit's own signal would raise an exception in the middle of a step; runs hear this one, and save.
+        signal.signal(signal.SIGUSR2, lambda *_: signal.raise_signal(signal.SIGUSR1))
+        call = pkgutil.resolve_name(work)
+        if not interruption.requested() and call(folder, execution, largest):
+            return 'done'
+        # Within the interruption: a second signal must not end the process before it is requeued.
+        if not _requeue():
+            return 'cancelled'
+    raise SystemExit
+
+
+def _requeue() -> bool:
+    """Has SLURM put this task back into the queue; False when SLURM is ending it already, for good or to requeue it.
+
+    A job that its user cancelled would come back if it were requeued while it ends.
+    """
+    import submitit
+
+    # An array's last task has the number of the whole array as its own SLURM_JOB_ID; this is array_task.
+    task = submitit.JobEnvironment().job_id
+    state = _ask('squeue', '--noheader', f'--jobs={task}', '--format=%T')
+    if state != 'RUNNING':
+        print(f'{task} is {state.lower() or "gone"}: saved, and not requeued from here', flush=True)
+        return False
+    print(f'{task} is requeued: saved, it goes on from there', flush=True)
+    _ask('scontrol', 'requeue', task)
+    return True
+
+
+def _ask(*words: str) -> str:
+    return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout.strip()

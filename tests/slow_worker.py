@@ -1,0 +1,27 @@
+"""A worker whose steps take long enough for a run to be caught in the middle; what it computes is the same."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from unittest import mock
+
+from torch import Tensor
+
+from RLM_clean import experiment, worker
+from RLM_clean.training import Trainer
+
+# Seconds that a step takes at least.
+PACE = 0.05
+
+
+def work(folder: str, execution: dict[str, Any], largest: int) -> bool:
+    """As `worker.work`, slowly, and without pictures."""
+    update = Trainer.update
+
+    def slow_update(self: Trainer, most: int = 1) -> Tensor:
+        time.sleep(PACE)
+        return update(self, most)
+
+    with mock.patch.object(Trainer, 'update', slow_update), mock.patch.object(experiment, 'save_learning_curve'):
+        return worker.work(folder, execution, largest)
