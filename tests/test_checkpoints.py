@@ -69,7 +69,7 @@ def test_every_file_of_a_run_opens_with_weights_only_and_holds_what_is_promised(
         ['run.pt', 'run.png', 'run_config.pt', 'run_log.jsonl', *(f'run_t{step}.pt' for step in steps)]
     )
     assert is_plain(files)
-    assert set(files['_config.pt']) == {'config', 'rules', 'entropy', 'marginal', 'floors'}
+    assert set(files['_config.pt']) == {'config', 'machine', 'rules', 'entropy', 'marginal', 'floors'}
     assert set(files['.pt']) == {'config', 'output', 'model', 'best'}
     assert set(files['.pt']['output']) >= {'entropy', 'marginal', 'floors', 'dynamics', 'step'}
     assert set(files['.pt']['best']) == {'step', 'loss', 'model'}

@@ -60,7 +60,8 @@ class MLP(nn.Module):
         if inputs.shape[1] != self.num_inputs:
             raise ValueError(f'{inputs.shape[1]} tokens were given to a network of {self.num_inputs}: give as many')
         if not inputs.is_floating_point():
-            inputs = F.one_hot(inputs, self.vocab_size).to(self.head.weight.dtype)
+            symbols = torch.arange(self.vocab_size, device=inputs.device)
+            inputs = (inputs[..., None] == symbols).to(self.head.weight.dtype)
         x = inputs.flatten(1)
         for layer in self.hidden:
             x = F.relu(layer(x))
