@@ -58,7 +58,8 @@ class AliasTable:
         position *= self.n
         column = position >> self.threshold_bits
         position &= fraction_mask
-        entry = self.entries[(rows * self.n).add_(column)]
+        index = torch.add(column, rows, alpha=self.n).flatten()
+        entry = self.entries.index_select(0, index).view_as(column)  # several times faster than entries[index]
         threshold = entry >> self.alias_bits
         entry &= (1 << self.alias_bits) - 1
         return torch.where(position < threshold, column, entry)

@@ -190,21 +190,48 @@ class TreeGrammar(Dataset):
             self._permutation = (epoch, order)
         return self._permutation[1]
 
-    def _leaves(self, indices: Tensor, stream: str, depth: int, seed: int | None = None) -> Tensor:
-        size = max(1, _NODES_PER_CHUNK.get(self.device.type, 2**15) >> depth)
-        return torch.cat([self._trees(chunk, stream, depth, seed)[-1] for chunk in indices.split(size)])
-
-    def _trees(self, indices: Tensor, stream: str, depth: int, seed: int | None = None) -> list[Tensor]:
-        """The sampler: node h of tree i (heap order; 0 stands for the draw of the root) uses word i * 2^depth + h."""
-        key = stream_key(self.seed_samples if seed is None else seed, stream)
+    def _trees(self, indices: Tensor, stream: str, depth: int) -> list[Tensor]:
+        key = stream_key(self.seed_samples, stream)
         base = indices[:, None] << depth
-        levels = [self._root_table.draw(torch.zeros_like(base), random_words(key, base))]
+        levels = [self._roots(key, base)]
         for level in range(depth):
-            nodes = torch.arange(2**level, 2 ** (level + 1), device=self.device)
-            pairs = self.table(level).draw(levels[-1], random_words(key, base + nodes))
-            left = pairs // self.v
-            levels.append(torch.stack((left, pairs - left * self.v), dim=-1).flatten(1))
+            levels.append(self._children(key, base, levels[-1], level))
         return levels
+
+    def _leaves(self, indices: Tensor, stream: str, depth: int, seed: int | None = None) -> Tensor:
+        """The leaves of the same trees; once a level has too many nodes, part of the trees goes on to the leaves."""
+        key = stream_key(self.seed_samples if seed is None else seed, stream)
+        size = _NODES_PER_CHUNK.get(self.device.type, 2**15)
+        leaves = torch.empty(len(indices), 2**depth, dtype=torch.int64, device=self.device)
+
+        def grow(base: Tensor, symbols: Tensor, level: int, out: Tensor) -> None:
+            if level == depth:
+                out.copy_(symbols)
+                return
+            for part in zip(*(tensor.split(max(1, size >> level)) for tensor in (base, symbols, out)), strict=True):
+                grow(part[0], self._children(key, part[0], part[1], level), level + 1, part[2])
+
+        for chunk, out in zip(indices.split(size), leaves.split(size), strict=True):
+            base = chunk[:, None] << depth
+            grow(base, self._roots(key, base), 0, out)
+        return leaves
+
+    # The sampler. Node h of tree i (heap order; 0 stands for the draw of the root) uses word i * 2^depth + h of the
+    # stream; `base (r, 1)` holds the i * 2^depth.
+
+    def _roots(self, key: int, base: Tensor) -> Tensor:
+        return self._root_table.draw(torch.zeros_like(base), random_words(key, base))
+
+    def _children(self, key: int, base: Tensor, symbols: Tensor, level: int) -> Tensor:
+        """The symbols of level + 1, `(r, 2^(level + 1))`, from those of `level`, `(r, 2^level)`."""
+        nodes = torch.arange(2**level, 2 ** (level + 1), device=self.device)
+        pairs = self.table(level).draw(symbols, random_words(key, base + nodes))
+        children = torch.empty(*pairs.shape, 2, dtype=torch.int64, device=self.device)
+        left, right = children.unbind(-1)
+        # pairs // v, and faster: exact for pairs below v^2 and v up to 2^14, whose rules no memory holds.
+        torch.bitwise_right_shift(pairs * (2**42 // self.v + 1), 42, out=left)
+        torch.sub(pairs, left, alpha=self.v, out=right)
+        return children.flatten(1)
 
 
 def normalised_blocks(rules: Tensor) -> Iterator[Tensor]:
