@@ -1,0 +1,1 @@
+"""What things cost: `python -m benchmarks.run`. docs/benchmarks.md has the figures."""

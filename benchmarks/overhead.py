@@ -1,0 +1,97 @@
+"""What a run does beside its steps: drawing sequences, the loop, evaluations, floors and files, and its memory."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from functools import partial
+from typing import Any
+
+from benchmarks.measure import Settings, clocked, in_process, in_turn, peak_memory, watched
+from benchmarks.report import Ratio, Result, Table, quotients
+from benchmarks.steps import loop, step
+from RLM_clean import experiment, init
+from RLM_clean.checkpoints import RunFiles
+from RLM_clean.config import Config
+from RLM_clean.machine import default_threads
+from RLM_clean.training import Trainer
+
+# What a run does, and where it does it. The language is made within the floors.
+PLACES = (
+    ('language', init, 'init_data'),
+    ('floors', experiment, 'prepare_language'),
+    ('trainer', experiment, 'Trainer'),
+    ('steps', Trainer, 'advance'),
+    ('evaluations', Trainer, 'record'),
+    ('files', RunFiles, 'rewrite_log'),
+    ('files', RunFiles, 'append_record'),
+    ('files', RunFiles, 'save_checkpoint'),
+    ('files', experiment, 'save'),
+    ('picture', experiment, 'save_learning_curve'),
+)
+
+
+def whole_run(options: dict[str, Any]) -> dict[str, float]:
+    """Seconds of the parts of a run and of all of it, and its peak memory (GB), for a process of its own."""
+    with tempfile.TemporaryDirectory() as folder, clocked(*PLACES) as spent:
+        start = time.perf_counter()
+        experiment.train(Config(outname=f'{folder}/run', **options), lambda line: None)
+        whole = time.perf_counter() - start
+    spent['floors'] -= spent['language']
+    return {**spent, 'rest': whole - sum(spent.values()), 'whole': whole, 'memory': peak_memory()}
+
+
+def measure(settings: Settings) -> Result:
+    """The tables of the loop and of the parts of whole runs."""
+    result = Result()
+    modes = ('off',) if settings.quick else ('off', 'on')
+    runs: dict[str, dict[str, Any]] = {'default run': {}, 'run at L=3': {'num_layers': 3}}
+    if settings.quick:
+        runs = {'default run': {'max_iters': 256, 'num_features': 32}}
+    rows: list[dict[str, Any]] = []
+
+    def measure_loop(mode: str) -> None:
+        rows.append(_loop(Config(outname='unused', compile=mode), settings, result))
+
+    parts = {f'loop, compile={mode}': partial(measure_loop, mode) for mode in modes}
+    parts |= {name: partial(_parts, name, options, settings, result) for name, options in runs.items()}
+    for _, part in watched(parts):
+        part()
+    result.tables.insert(0, Table('The loop of a default run (ms a step)', rows))
+    return result
+
+
+def _loop(config: Config, settings: Settings, result: Result) -> dict[str, Any]:
+    """A step alone, in the loop, and in the loop that draws its sequences too."""
+    threads = default_threads(config)
+    works = {
+        'step alone': step(config, threads),
+        'in the loop': loop(config, threads, drawn=True),
+        'with its sequences': loop(config, threads, drawn=False),
+    }
+    times = in_turn(works, settings.repeats, settings.span)
+    values = quotients(times['with its sequences'], times['step alone'])
+    result.ratios.append(Ratio(f'compile={config.compile}: step of a run / step alone', values))
+    return {'compile': config.compile, **{key: 1e3 * statistics.median(times[key]) for key in works}}
+
+
+def _parts(name: str, options: dict[str, Any], settings: Settings, result: Result) -> None:
+    """Where the time of a whole run goes."""
+    parts = [in_process(whole_run, options) for _ in range(min(3, settings.repeats))]
+    evaluations = [(part['floors'] + part['evaluations']) / part['whole'] for part in parts]
+    files = [part['files'] / part['whole'] for part in parts]
+    default = name == 'default run'
+    result.ratios += [
+        Ratio(f'{name}: evaluations and floors / all', evaluations, at_most=0.05 if default else None),
+        Ratio(f'{name}: files / all', files, at_most=0.02 if default else None),
+        Ratio(f'{name}: peak memory (GB)', [part['memory'] for part in parts]),
+    ]
+    rows = []
+    for label in [label for label in parts[0] if label != 'memory']:
+        spent = statistics.median(part[label] for part in parts)
+        rows.append(
+            {'part': label, 'seconds': spent, 'share': f'{spent / statistics.median(p["whole"] for p in parts):.1%}'}
+        )
+    note = 'Compilation, where steps are compiled, is the part "trainer"; sequences are drawn within the steps.'
+    result.tables.append(Table(f'The parts of a {name}', rows, note))

@@ -1,0 +1,99 @@
+"""Whole runs from the command line to the last file, and what the plain way would take for them."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Settings, in_process, run_python, seconds, watched
+from benchmarks.plain import PlainRun
+from benchmarks.report import Ratio, Result, Table, quotients
+from RLM_clean import init
+from RLM_clean.config import Config
+from RLM_clean.machine import available_cores
+
+RUNS: dict[str, dict[str, Any]] = {'default': {}, 'L=3': {'num_layers': 3}, 'L=6': {'num_layers': 6}}
+BOUNDS = {'default': 20.0, 'L=3': 60.0}
+
+
+def plain_run(options: dict[str, Any], steps: int, budget: float) -> dict[str, float]:
+    """What a whole run would take the plain way, from some of its steps and one evaluation; for a process of its own.
+
+    It is tried with one thread and with all cores; with the faster it takes as many steps as `steps`, or as fit in
+    `budget` seconds. Start, floors and files are not charged to it.
+    """
+    config = Config(outname='unused', **options)
+    start = time.perf_counter()
+    run = PlainRun(config)
+    setup = time.perf_counter() - start
+    trials = {n: _seconds_a_step(run, n, max(1, steps // 25), budget / 20) for n in {1, available_cores()}}
+    threads = min(trials, key=lambda n: trials[n][0])
+    step, taken = _seconds_a_step(run, threads, steps, budget)
+    evaluation = seconds(run.evaluate)
+    evaluations = len(init.print_times(config.last_step, config.print_freq, config.save_freq))
+    return {
+        'step': step,
+        'taken': taken,
+        'threads': threads,
+        'evaluation': evaluation,
+        'whole': setup + config.last_step * step + evaluations * evaluation,
+    }
+
+
+def _seconds_a_step(run: PlainRun, threads: int, steps: int, budget: float) -> tuple[float, int]:
+    """The mean over as many steps as `steps` or as fit in `budget` seconds, and their number."""
+    torch.set_num_threads(threads)
+    run.step()  # warms up
+    taken, start = 0, time.perf_counter()
+    while not taken or (taken < steps and time.perf_counter() - start < budget):
+        run.step()
+        taken += 1
+    return (time.perf_counter() - start) / taken, taken
+
+
+def whole_run(options: dict[str, Any]) -> float:
+    """Seconds of a run by the command line, with the cache of compilations as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [f'--{name}={value}' for name, value in options.items()]
+        return seconds(lambda: run_python('RLM_clean/main.py', f'--outname={folder}/run', *words))
+
+
+def measure(settings: Settings) -> Result:
+    """The table of whole runs."""
+    result = Result()
+    quick = {'max_iters': 200, 'num_features': 32, 'test_size': 256}
+    sizes = {'default': quick, 'L=3': {**quick, 'num_layers': 3}} if settings.quick else RUNS
+    steps, budget = (20, 1.0) if settings.quick else (500, 120.0)
+    rows = []
+    for name, options in watched(sizes, {'default': 1, 'L=3': 3, 'L=6': 10}):
+        ours, plainly = [], []
+        for _ in range(1 if settings.quick else min(3, settings.repeats)):
+            ours.append(whole_run(options))
+            plainly.append(in_process(plain_run, options, steps, budget))
+        median = {key: statistics.median(record[key] for record in plainly) for key in plainly[0]}
+        whole = statistics.median(ours)
+        rows.append(
+            {
+                'run': name,
+                'this library (s)': whole,
+                'a step of it (ms)': 1e3 * whole / Config(outname='unused', **options).last_step,
+                'plain way (s)': median['whole'],
+                'its step (ms)': 1e3 * median['step'],
+                'its evaluation (s)': median['evaluation'],
+                'its steps measured': int(median['taken']),
+            }
+        )
+        values = quotients([record['whole'] for record in plainly], ours)
+        bound = None if settings.quick else BOUNDS.get(name)
+        result.ratios.append(Ratio(f'{name}: plain way / this library', values, at_least=bound))
+    note = (
+        'This library: set-up, floors, 30000 steps, evaluations and files, from the command line, all of it over the '
+        'number of steps in the second column. The plain way: the steps and evaluations of the same run, extrapolated '
+        'from those measured, without its start, floors and files.'
+    )
+    result.tables.append(Table('Whole runs', rows, note))
+    return result

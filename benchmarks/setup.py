@@ -1,0 +1,63 @@
+"""The set-up of a run: seconds and memory for the language, its sampling tables and its floors."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Settings, clocked, in_process, peak_memory, seconds, threads_kept, watched
+from benchmarks.report import Ratio, Result, Table
+from RLM_clean import init
+from RLM_clean.config import Config
+from RLM_clean.experiment import prepare_language
+from RLM_clean.machine import default_threads
+from RLM_clean.measures import Language
+from RLM_clean.training import WINDOW, Trainer
+
+
+def make_language(v: int, L: int) -> dict[str, float]:
+    """Seconds and memory (GB) of the language of a run and of its first steps, for a process of its own."""
+    config = Config(outname='unused', num_features=v, num_layers=L)
+    before = peak_memory()
+    with threads_kept(default_threads(config)), clocked(('grammar', init, 'init_data')) as spent:
+        made: list[Language] = []
+        whole = seconds(lambda: made.append(prepare_language(config, torch.device('cpu'), None, lambda line: None)))
+        memory = peak_memory()
+        # The first chunk of batches is drawn and trained on.
+        Trainer(config, made[0], torch.device('cpu')).advance(WINDOW)
+    return {'before': before, **spent, 'whole': whole, 'memory': memory, 'trained': peak_memory()}
+
+
+def measure(settings: Settings) -> Result:
+    """The table over v, each row measured in processes of its own."""
+    pairs = [(32, 1), (32, 3)] if settings.quick else [(v, L) for v in (32, 128, 256, 512) for L in (1, 3)]
+    sizes = {f'v={v}, L={L}': (v, L) for v, L in pairs + ([(1024, 1)] if settings.large else [])}
+    result = Result()
+    rows: list[dict[str, Any]] = []
+    for name, (v, L) in watched(sizes, {name: 2 + (v / 256) ** 3 for name, (v, _) in sizes.items()}):
+        # Memory hardly varies, and large languages take long.
+        repeats = 1 if v > 512 or settings.quick else min(3, settings.repeats)
+        runs = [in_process(make_language, v, L) for _ in range(repeats)]
+        median = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        rows.append(
+            {
+                'v': v,
+                'L': L,
+                'language (s)': median['grammar'],
+                'floors (s)': median['whole'] - median['grammar'],
+                'peak memory (GB)': median['memory'],
+                'after 128 steps (GB)': median['trained'],
+                'bytes an entry of M': (median['memory'] - median['before']) * 1e9 / v**3 if v >= 128 else None,
+            }
+        )
+        limits = {(512, 1): (30.0, 4.0), (1024, 1): (None, 16.0)}.get((v, L))
+        if limits:
+            result.ratios += [
+                Ratio(f'{name}: set-up (s)', [run['whole'] for run in runs], at_most=limits[0]),
+                Ratio(f'{name}: peak memory (GB)', [run['trained'] for run in runs], at_most=limits[1]),
+            ]
+    note = 'Each in a process of its own, of which torch alone takes a quarter of a GB. Eager steps.'
+    result.tables.append(Table('The set-up of a run', rows, note))
+    return result

@@ -1,0 +1,163 @@
+"""A step of training: the plain way, eagerly, compiled, and its matrix products alone."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Settings, Work, in_turn, matrix_peak, threads_kept, watched
+from benchmarks.plain import PlainRun
+from benchmarks.products import multiplications, products_alone
+from benchmarks.report import Ratio, Result, Table, quotients
+from RLM_clean.config import Config
+from RLM_clean.datasets import RLM
+from RLM_clean.machine import available_cores, default_threads
+from RLM_clean.measures import Language, Reference
+from RLM_clean.training import WINDOW, Trainer
+
+SIZES: dict[str, dict[str, Any]] = {
+    'default': {},
+    'L=3': {'num_layers': 3},
+    'L=3, d=128, depth 2': {'num_layers': 3, 'embedding_dim': 128, 'depth': 2},
+    'L=6, depth 2': {'num_layers': 6, 'depth': 2},
+    'L=3, all positions': {'num_layers': 3, 'objective': 'all', 'model': 'transformer_clm'},
+}
+# The most that a compiled step may take over its products, and the least that the plain way may take over it.
+BOUNDS = {'default': (1.5, None), 'L=3': (2.0, 2.5)}
+WIDTHS = (64, 128, 256, 512)
+
+
+# ---------------------------------------------------------------------- what is timed
+
+
+class DrawnOnce(RLM):
+    """A language whose training batches were drawn before: what a step takes without its sequences."""
+
+    drawn: tuple[Tensor, Tensor] | None = None
+
+    def batches(self, step: int, num_steps: int, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """The same batches for any step."""
+        if self.drawn is None or len(self.drawn[0]) != num_steps:
+            self.drawn = super().batches(0, num_steps, *arguments)
+        return self.drawn
+
+
+def make_trainer(config: Config, drawn: bool, device: str = 'cpu') -> Trainer:
+    """The trainer of a run; with `drawn` its sequences cost nothing. Its language has no floors: they take long."""
+    grammar = (DrawnOnce if drawn else RLM)(config.num_features, config.num_layers, config.beta, device=device)
+    nothing = torch.empty(0)
+    language = Language(grammar, Reference(nothing, nothing, None), 0.0, 0.0, {})
+    return Trainer(config, language, torch.device(device))
+
+
+def loop(config: Config, threads: int, drawn: bool, device: str = 'cpu') -> Work:
+    """The loop of a run between two records, compiled or not as `config` says; see `make_trainer`."""
+    with threads_kept(threads):
+        trainer = make_trainer(config, drawn, device)
+    return Work(lambda: trainer.advance(trainer.step + WINDOW), WINDOW, threads)
+
+
+def step(config: Config, threads: int) -> Work:
+    """A step of a run on one batch that stays where it is, compiled or not as `config` says."""
+    with threads_kept(threads):
+        trainer = make_trainer(config, drawn=True)
+    inputs, targets = (x.clone() for x in trainer.feed(0))
+    steps = itertools.count()
+    return Work(lambda: trainer.take_steps(next(steps), inputs, targets), threads=threads)
+
+
+def plain_step(config: Config, threads: int) -> Work:
+    """The same the plain way."""
+    grammar = RLM(config.num_features, config.num_layers, config.beta)
+    run = PlainRun(config, grammar.rules[0].flatten(1))
+    sequences = grammar.sequences(0, config.batch_size)
+    return Work(lambda: run.update(sequences), threads=threads)
+
+
+# ---------------------------------------------------------------------- the tables
+
+
+def measure(settings: Settings) -> Result:
+    """The tables of steps and of threads."""
+    result = Result()
+    sizes = {'default': SIZES['default']} if settings.quick else SIZES
+    widths = WIDTHS[:1] if settings.quick else WIDTHS
+    peaks = {n: matrix_peak(n, settings.quick) for n in sorted({1, available_cores()})}
+    parts = {
+        name: partial(_size, name, Config(outname='unused', **options), peaks, settings, result)
+        for name, options in sizes.items()
+    }
+    parts |= {
+        f'threads at d={d}': partial(
+            _threads, Config(outname='unused', num_layers=3, embedding_dim=d), settings, result
+        )
+        for d in widths
+    }
+    rows = {name: part() for name, part in watched(parts)}
+
+    rates = ', '.join(f'{2e-9 * rate:.0f} on {n} thread{"s" * (n > 1)}' for n, rate in peaks.items())
+    note = (
+        'Steps on a batch that is there already. The plain way computes all positions, on as many threads as serve it '
+        'best. "Of the peak": the multiplications of the compiled step against those of the best large matrix product '
+        f'on the same threads (10^9 float32 operations a second: {rates}).'
+    )
+    result.tables.append(Table('A step', [rows[name] for name in sizes], note))
+    note = 'L=3, depth 1. The last column is what threads=auto takes.'
+    result.tables.append(Table('Threads', [row for name, row in rows.items() if name not in sizes], note))
+    return result
+
+
+def _size(name: str, config: Config, peaks: dict[int, float], settings: Settings, result: Result) -> dict[str, Any]:
+    threads = default_threads(config)
+    works = {
+        'compiled': step(replace(config, compile='on'), threads),
+        'eager': step(replace(config, compile='off'), threads),
+        'products': Work(products_alone(config), threads=threads),
+        **{f'plain, {n}': plain_step(config, n) for n in peaks},
+    }
+    times = in_turn(works, settings.repeats, settings.span)
+    times['plain'] = min((times[f'plain, {n}'] for n in peaks), key=statistics.median)
+    most, least = BOUNDS.get(name, (None, None))
+    result.ratios += [
+        Ratio(f'{name}: compiled / products', quotients(times['compiled'], times['products']), at_most=most),
+        Ratio(f'{name}: plain / compiled', quotients(times['plain'], times['compiled']), at_least=least),
+        Ratio(f'{name}: eager / compiled', quotients(times['eager'], times['compiled'])),
+    ]
+    ms = {key: 1e3 * statistics.median(values) for key, values in times.items()}
+    return {
+        'step': name,
+        'T': config.context_size,
+        'd': config.embedding_dim,
+        'depth': config.depth,
+        'threads': threads,
+        'plain (ms)': ms['plain'],
+        'eager (ms)': ms['eager'],
+        'compiled (ms)': ms['compiled'],
+        'products (ms)': ms['products'],
+        'multiplications (10^6)': multiplications(config) / 1e6,
+        'of the peak': f'{multiplications(config) / (1e-3 * ms["compiled"] * peaks[threads]):.0%}',
+        'tokens/s (10^3)': config.batch_size * config.context_size / ms['compiled'],
+    }
+
+
+def _threads(config: Config, settings: Settings, result: Result) -> dict[str, Any]:
+    """What all cores do for a step, which the rule of threads=auto goes by."""
+    cores = available_cores()
+    modes = {'eager': 'off'} if settings.quick else {'eager': 'off', 'compiled': 'on'}
+    works = {
+        (kind, n): step(replace(config, compile=mode), n) for kind, mode in modes.items() for n in sorted({1, cores})
+    }
+    times = in_turn(works, settings.repeats, settings.span)
+    result.ratios += [
+        Ratio(f'd={config.embedding_dim}, {kind}: {cores} threads / 1', quotients(times[kind, cores], times[kind, 1]))
+        for kind in modes
+    ]
+    columns = {f'{kind}, {n} (ms)': 1e3 * statistics.median(values) for (kind, n), values in times.items()}
+    work = multiplications(config) / 1e6
+    return {'d': config.embedding_dim, 'multiplications (10^6)': work, **columns, 'auto': default_threads(config)}
