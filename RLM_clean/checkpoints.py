@@ -265,6 +265,15 @@ class RunFiles:
         with open(self.log, 'a', encoding='utf-8') as file:
             file.write(json.dumps(record) + '\n')
 
+    def read_log(self) -> list[Record]:
+        """The records of the log; none where there is no log."""
+        records = []
+        if self.log.exists():
+            for line in self.log.read_text(encoding='utf-8').splitlines():
+                with suppress(json.JSONDecodeError):  # the last line of a killed run can be cut short
+                    records.append(json.loads(line))
+        return records
+
     def rewrite_log(self, records: list[Record]) -> None:
         """Makes the log hold these records and no others."""
         text = ''.join(json.dumps(record) + '\n' for record in records)
@@ -300,7 +309,7 @@ class Run:
         self.rlm = init.init_data(self.config, rules=stored['rules'])
         self._final = self.files.load_final() if self.files.final.exists() else None
         self.done = self._final is not None
-        self.dynamics: list[Record] = self._final['output']['dynamics'] if self._final else self._read_log()
+        self.dynamics: list[Record] = self._final['output']['dynamics'] if self._final else self.files.read_log()
 
     @property
     def steps(self) -> list[int]:
@@ -342,14 +351,6 @@ class Run:
             raise ValueError(f'step={step!r} has no checkpoint: use one of {self.steps}')
         assert isinstance(step, int)
         return load(self.files.checkpoint(step))['model']
-
-    def _read_log(self) -> list[Record]:
-        records = []
-        if self.files.log.exists():
-            for line in self.files.log.read_text(encoding='utf-8').splitlines():
-                with suppress(json.JSONDecodeError):  # the last line of a killed run can be cut short
-                    records.append(json.loads(line))
-        return records
 
 
 def load_run(outname: str | os.PathLike[str]) -> Run:

@@ -1,0 +1,247 @@
+"""How far each run of a sweep is, told by its files: who holds it, its last record, and why it failed.
+
+{folder}/claims/{name}       locked by the process that trains the run, and while it does holds its number and machine
+{folder}/{name}_failed.json  why the last try failed; a run that has it waits until it is told to try again
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from RLM_clean.checkpoints import Record, RunFiles, atomic_write
+from RLM_clean.plan import Member, Plan
+from RLM_clean.progress import format_seconds
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
+STATUSES = ('done', 'running', 'interrupted', 'waiting', 'failed')
+
+# The last record is in the last so many bytes of a log.
+_TAIL = 4096
+
+
+# ---------------------------------------------------------------------- claims
+
+
+def claim_file(folder: Path, name: str) -> Path:
+    """The path of the file that is locked by whoever trains a run."""
+    return folder / 'claims' / name
+
+
+@contextmanager
+def claim(folder: Path, name: str) -> Iterator[bool]:
+    """Holds a run for this process while entered, and says whether it could: False where another process holds it.
+
+    The lock ends with the process, whatever ends it. Unlike the lock of `RunFiles.claim` it is there before the run is.
+    """
+    path = claim_file(folder, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'a', encoding='utf-8') as file:
+        if not _lock(file, exclusive=True):
+            yield False
+            return
+        file.truncate(0)
+        json.dump({'pid': os.getpid(), 'host': socket.gethostname()}, file)
+        file.flush()
+        try:
+            yield True
+        finally:
+            file.truncate(0)
+
+
+def held(path: Path) -> bool:
+    """Whether a process holds the lock of a file."""
+    try:
+        with open(path, 'rb') as file:
+            return not _lock(file, exclusive=False)
+    except FileNotFoundError:
+        return False
+
+
+def holder(folder: Path, name: str) -> tuple[int, str] | None:
+    """The process and the machine that hold a run, or held it when they were killed; None where it was let go."""
+    try:
+        content = json.loads(claim_file(folder, name).read_text(encoding='utf-8'))
+        return content['pid'], content['host']
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _lock(file: IO[Any], exclusive: bool) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
+# ---------------------------------------------------------------------- failures
+
+
+def failure_file(outname: str | Path) -> Path:
+    """The path of the file that tells why a run failed."""
+    return Path(f'{outname}_failed.json')
+
+
+def record_failure(outname: str | Path, why: str) -> None:
+    """Keeps in the folder why a run failed; it is not tried again while that is there."""
+    content = {'why': why, 'when': time.strftime('%Y-%m-%d %H:%M:%S')}
+    atomic_write(failure_file(outname), lambda file: file.write((json.dumps(content) + '\n').encode()))
+
+
+def forget_failure(outname: str | Path) -> None:
+    """Lets a run that failed be tried again."""
+    failure_file(outname).unlink(missing_ok=True)
+
+
+def failure(outname: str | Path) -> str | None:
+    """Why a run failed; None where it did not."""
+    try:
+        return str(json.loads(failure_file(outname).read_text(encoding='utf-8'))['why'])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return 'unknown: the file that says why cannot be read'
+
+
+def pending(member: Member) -> bool:
+    """Whether a run is still to be trained, by this process or another."""
+    files = RunFiles(member.config.outname)
+    return not files.final.exists() and not failure_file(member.config.outname).exists()
+
+
+# ---------------------------------------------------------------------- states
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a run is: `status` is one of STATUSES, `record` its last record, `why` the reason of a failure."""
+
+    member: Member
+    status: str
+    record: Record | None = None
+    why: str = ''
+
+    @property
+    def step(self) -> int:
+        """The step of the last record."""
+        return self.record['t'] if self.record else 0
+
+    @property
+    def seconds(self) -> float:
+        """The time spent on the run until then."""
+        return self.record['seconds'] if self.record else 0.0
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the run ends, unless it stops early."""
+        return self.member.config.last_step
+
+
+def state(member: Member, folder: Path) -> State:
+    """How far a run is, from its files, without reading a model."""
+    files = RunFiles(member.config.outname)
+    record = last_record(files.log)
+    if files.final.exists():
+        return State(member, 'done', record)
+    # A run that was begun has a lock of its own, which main.py takes too.
+    if held(claim_file(folder, member.name)) or held(files.config):
+        return State(member, 'running', record)
+    why = failure(member.config.outname)
+    if why is not None:
+        return State(member, 'failed', record, why)
+    return State(member, 'interrupted' if files.config.exists() else 'waiting', record)
+
+
+def last_record(log: Path) -> Record | None:
+    """The last whole line of a log of records; None where there is none."""
+    with contextlib.suppress(OSError), open(log, 'rb') as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+        for line in reversed(file.read().splitlines()):
+            with contextlib.suppress(ValueError):  # cut short by a kill, or by where the tail begins
+                record = json.loads(line)
+                if isinstance(record, dict) and 't' in record:
+                    return record
+    return None
+
+
+def seconds_left(states: Iterable[State]) -> dict[str, float]:
+    """An estimate of the seconds of work that each unfinished run still needs, by name.
+
+    From its own pace when it is well under way, else from that of the runs of its shape, else from that of all; none
+    while nothing has been trained.
+    """
+    spent: dict[Any, tuple[float, int]] = {}  # seconds and steps, by shape and (None) in all
+    states = list(states)
+    for s in states:
+        for key in (s.member.shape, None):
+            seconds, steps = spent.get(key, (0.0, 0))
+            spent[key] = (seconds + s.seconds, steps + s.step)
+    left = {}
+    for s in states:
+        seconds, steps = spent[s.member.shape if spent[s.member.shape][1] else None]
+        # The first steps are evaluated more often than the later ones.
+        if s.step > s.last_step / 4:
+            seconds, steps = s.seconds, s.step
+        if s.status not in ('done', 'failed') and steps:
+            left[s.member.name] = seconds / steps * (s.last_step - s.step)
+    return left
+
+
+# ---------------------------------------------------------------------- the table
+
+
+def table(plan: Plan) -> str:
+    """The runs of a sweep, a line each, and their numbers at the end."""
+    states = [state(member, plan.folder) for member in plan.members]
+    left = seconds_left(states)
+    rows: list[tuple[str, ...]] = [('run', 'status', 'step', '', 'left', 'test', 'excess', '')]
+    rows += [_row(s, left.get(s.member.name)) for s in states]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    lines = []
+    for row in rows:
+        texts = [
+            text.ljust(w) if i < 2 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=False))
+        ]
+        lines.append('  '.join((*texts, row[-1])).rstrip())
+    return '\n'.join([*lines, totals(states)])
+
+
+def _row(s: State, left: float | None) -> tuple[str, ...]:
+    step = f'{s.step}/{s.last_step}' if s.record else ''
+    early = s.status == 'done' and s.step < s.last_step
+    test, excess = (s.record['testloss'], s.record['excess']) if s.record else (None, None)
+    return (
+        s.member.name,
+        s.status,
+        step,
+        f'{100 * s.step / s.last_step:.0f}%' if s.record else '',
+        format_seconds(left) if left is not None and s.status == 'running' else '',
+        '' if test is None else f'{test:.4f}',
+        '' if excess is None else f'{excess:.4f}',
+        'stopped early' if early else s.why,
+    )
+
+
+def totals(states: list[State]) -> str:
+    """A line with the number of runs of each status and the work that is left."""
+    counts = [(sum(s.status == status for s in states), status) for status in STATUSES]
+    line = f'{len(states)} runs: ' + ', '.join(f'{number} {status}' for number, status in counts if number)
+    left = sum(seconds_left(states).values())
+    return f'{line}; about {format_seconds(left)} of work left' if left else line

@@ -1,0 +1,284 @@
+"""Sweeps: many runs by one command, which goes on with them when it is given again.
+
+python -m RLM_clean.sweep --outname results/my_sweep --grid beta=0.8,1.2 --grid num_features=32,64 --repetitions 8
+python -m RLM_clean.sweep status results/my_sweep     how far its runs are
+python -m RLM_clean.sweep collect results/my_sweep    its tables and its figure
+python -m RLM_clean.sweep work results/my_sweep       one more worker, on any machine that sees the folder
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+if not __package__:  # started as a script: the package is the folder of this file
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+if importlib.util.find_spec('torch') is None:
+    sys.exit('sweep: error: torch is missing: `source .venv/bin/activate` after `bash code.sh`, or install it')
+
+from RLM_clean import local, worker
+from RLM_clean.collect import Results, load_results, write_tables
+from RLM_clean.config import EXECUTION, make_parser
+from RLM_clean.estimate import describe
+from RLM_clean.grid import DEFAULTS, Request, merged, read_axis, read_toml, similar
+from RLM_clean.plan import Plan, make_plan, plan_file, read_plan, save_plan
+from RLM_clean.states import claim, forget_failure, pending, state, table, totals
+from RLM_clean.sweep_plots import save_sweep
+
+__all__ = ['Results', 'collect', 'load', 'main']
+
+load = load_results
+
+_USAGE = """python -m RLM_clean.sweep --outname FOLDER --grid NAME=VALUES ... [--repetitions R] [--NAME VALUE ...]
+       python -m RLM_clean.sweep status FOLDER
+       python -m RLM_clean.sweep collect FOLDER
+       python -m RLM_clean.sweep work FOLDER"""
+_DESCRIPTION = """Train all runs of a grid, as many at a time as this machine allows. The same command goes on where it
+was stopped or killed, and adds what its grid has more than before. outname is the folder of the sweep; the other
+options are those of a run and hold for all runs."""
+
+_GRID = 'an option and its values: beta=0.8,1.2 or beta=0..4:9 or lr=1e-4..1e-1:7log; once for each option that varies'
+_ZIP = 'options that vary together: --zip num_features=32,64 embedding_dim=64,128'
+_WORKERS = 'processes (default: auto, as many as the cores or the GPUs allow)'
+
+# Stands in for an option that was not given.
+_ABSENT = object()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns the exit status: 0 done or saved, 1 something failed, 2 cannot be run as asked."""
+    words = list(sys.argv[1:] if words is None else words)
+    commands = {'status': _status, 'collect': _collect, 'work': _work}
+    try:
+        if words and words[0] in commands:
+            return commands[words[0]](words[1:])
+        return _sweep(words)
+    except ValueError as error:
+        return _fail(str(error), 2)
+    except (OSError, local.DeadWorkersError) as error:
+        return _fail(f'{error}; the same command goes on from there', 1)
+    except KeyboardInterrupt:
+        return _fail('stopped at once; the same command goes on from the last checkpoints', 130)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f'sweep: error: {message}', file=sys.stderr)
+    return status
+
+
+# ---------------------------------------------------------------------- the sweep
+
+
+def _sweep(words: list[str]) -> int:
+    parser = make_parser('sweep')
+    parser.usage, parser.description = _USAGE, _DESCRIPTION
+    _add_options(parser)
+    args, given = _parse(parser, words)
+    request, execution = _request(args, given)
+    plan = _asked_plan(request, execution)
+    workers = local.default_workers(execution) if args.workers == 'auto' else args.workers
+    largest = args.group or local.default_group(plan.members, workers)
+    if args.dry_run:
+        print(describe(plan, workers, largest))
+        return 0
+    plan = begin(plan)
+    if args.retry_failed:
+        for member in plan.members:
+            forget_failure(member.config.outname)
+    left = sum(pending(member) for member in plan.members)
+    print(f'{plan.folder}: {len(plan.members)} runs, {left} of them to train, on {workers} workers', flush=True)
+    finished = local.launch(plan, workers, largest)
+    return _report(plan, finished)
+
+
+def _report(plan: Plan, finished: bool) -> int:
+    """Says at the end of a sweep what became of it; the exit status."""
+    found = [state(member, plan.folder) for member in plan.members]
+    failed = [s for s in found if s.status == 'failed']
+    print(totals(found))
+    if failed:
+        print(f'{failed[0].member.name} failed: {failed[0].why}')
+        print(f'`python -m RLM_clean.sweep status {plan.folder}` lists all that did, --retry-failed tries them again')
+    if not finished:
+        print('saved; the same command goes on from there')
+    return 1 if failed and finished else 0
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a sweep, which come on top of those of a run."""
+    add = parser.add_argument_group('sweep').add_argument
+    values = 'NAME=VALUES'
+    add('--grid', action='append', default=[], metavar=values, help=_GRID)
+    add('--zip', action='append', nargs='+', default=[], metavar=values, help=_ZIP)
+    add('--repetitions', type=_positive, metavar='R', help='repeat each point of the grid with R other seeds')
+    add('--vary', metavar='SEEDS', help='the seeds that do, some of rules,sample,model (default: all of them)')
+    add('--seed', type=_whole, metavar='S', help='what the seeds of repetitions are derived from (default: 0)')
+    add('--sweep', metavar='FILE', help='read all this from a TOML file; what is given beside it comes first')
+    add('--workers', type=_workers, default='auto', metavar='N', help=_WORKERS)
+    add('--group', type=_positive, metavar='N', help='the most runs that a worker takes at a time (default: auto)')
+    add('--dry-run', action='store_true', help='list the runs, their groups and an estimate of the time; write nothing')
+    add('--retry-failed', action='store_true', help='try again what failed')
+
+
+def _request(args: argparse.Namespace, given: dict[str, Any]) -> tuple[Request, dict[str, Any]]:
+    """What the words and the TOML file ask for, and the options of execution among it."""
+    axes = [read_axis([word]) for word in args.grid] + [read_axis(words) for words in args.zip]
+    vary = None if args.vary is None else tuple(args.vary.split(','))
+    outname = given.pop('outname', None)
+    words = Request(outname, tuple(axes), given, args.repetitions, vary, args.seed)
+    request = merged(read_toml(args.sweep) if args.sweep else Request(), words)
+    execution = {name: request.options.pop(name) for name in DEFAULTS if name in EXECUTION and name in request.options}
+    resume = execution.pop('resume', 'auto')
+    if resume != 'auto':
+        raise ValueError(f'resume={resume!r} is not for sweeps: use auto, or remove the folder to begin anew')
+    # The cores are for the workers.
+    if execution.get('threads', 'auto') == 'auto':
+        execution['threads'] = '1'
+    return request, execution
+
+
+def _asked_plan(request: Request, execution: dict[str, Any]) -> Plan:
+    """The sweep that is asked for, with what its folder has of it already; with nothing asked for, that alone."""
+    if request.outname and dataclasses.replace(request, outname=None) == Request() and _stored(request.outname):
+        return read_plan(request.outname, execution)
+    plan = make_plan(request, execution)
+    return read_plan(plan.folder).extended(plan) if _stored(plan.folder) else plan
+
+
+def _stored(folder: str | Path) -> bool:
+    try:
+        return plan_file(folder).exists()
+    except OSError:  # such as a name that is too long: to make the folder says so
+        return False
+
+
+def begin(plan: Plan) -> Plan:
+    """Makes the folder of a sweep and its sweep.json, or adds to what is there; the whole plan.
+
+    Raises ValueError when the folder cannot be written, or has another sweep by now.
+    """
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            with claim(plan.folder, plan_file(plan.folder).name) as mine:
+                if mine:  # another driver may have come between
+                    if plan_file(plan.folder).exists():
+                        plan = read_plan(plan.folder).extended(plan)
+                    save_plan(plan)
+                    return plan
+            time.sleep(0.1)
+    except OSError as error:
+        raise ValueError(
+            f'outname={str(plan.folder)!r} is a folder that cannot be written ({error.strerror}): use another'
+        ) from None
+
+
+# ---------------------------------------------------------------------- the other commands
+
+
+def _status(words: list[str]) -> int:
+    print(table(read_plan(_folder('status', 'list the runs of a sweep and how far they are', words))))
+    return 0
+
+
+def _collect(words: list[str]) -> int:
+    for path in collect(
+        _folder('collect', 'write runs.csv, dynamics.csv and sweep.png into the folder of a sweep', words)
+    ):
+        print(path)
+    return 0
+
+
+def collect(folder: str | Path) -> list[Path]:
+    """Writes the tables of a sweep, runs.csv and dynamics.csv, and its figure sweep.png into its folder; their paths.
+
+    Unfinished runs are in the tables and not in the figure. Raises ValueError as `load` does.
+    """
+    results = load(folder)
+    return [*write_tables(results), *save_sweep(results)]
+
+
+def _work(words: list[str]) -> int:
+    parser = make_parser('sweep work')
+    parser.usage, parser.description = 'python -m RLM_clean.sweep work FOLDER', worker.work.__doc__
+    parser.add_argument('folder', metavar='FOLDER')
+    add = parser.add_argument_group('worker').add_argument
+    add('--group', type=_positive, default=1, metavar='N', help='the most runs taken at a time (default: 1)')
+    add('--part', type=_part, default=(1, 1), metavar='I/N', help='take only every N-th group, from the I-th on')
+    add('--watch-input', action='store_true', help='save and stop when the standard input ends')
+    args, execution = _parse(parser, words)
+    for name in execution:
+        if name not in EXECUTION - {'outname', 'resume'}:
+            raise ValueError(f'{name} is what the sweep says it is: leave --{name} out')
+    if args.watch_input:
+        worker.stop_at_end_of_input()
+    worker.work(args.folder, execution, args.group, args.part)
+    return 0
+
+
+def _folder(command: str, help: str, words: list[str]) -> str:
+    parser = _Parser(prog=f'python -m RLM_clean.sweep {command}', description=help, allow_abbrev=False)
+    parser.add_argument('folder', metavar='FOLDER', help='the folder of the sweep')
+    return parser.parse_args(words).folder
+
+
+# ---------------------------------------------------------------------- words
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _parse(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The words of a command line, and of the options of a run those that were given.
+
+    Raises ValueError for a word that is none, and for an option that is given twice.
+    """
+    args, unknown = parser.parse_known_args(words, argparse.Namespace(**dict.fromkeys(DEFAULTS, _ABSENT)))
+    flags = [word.split('=')[0].lstrip('-') for word in words if word.startswith('--')]
+    if unknown:
+        name = unknown[0].split('=')[0].lstrip('-')
+        own = [name.replace('_', '-') for name in vars(args) if name not in DEFAULTS]
+        raise ValueError(f'{unknown[0]!r} is no option: {similar(f"--{name}", (f"--{n}" for n in [*DEFAULTS, *own]))}')
+    given = {name: value for name in DEFAULTS if (value := getattr(args, name)) is not _ABSENT}
+    for name in given:
+        if flags.count(name) + flags.count(f'no-{name}') > 1:
+            raise ValueError(f'{name} is given twice: give it once, or its values as --grid {name}=...')
+    return args, given
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number: give one') from None
+
+
+def _positive(text: str) -> int:
+    if _whole(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text} is out of range: use a whole number, 1 or more')
+    return int(text)
+
+
+def _workers(text: str) -> int | str:
+    return text if text == 'auto' else _positive(text)
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, parts = text.partition('/')
+    if not 1 <= _positive(number) <= _positive(parts or '0'):
+        raise argparse.ArgumentTypeError(f'{text!r} is no part: give one such as 1/4')
+    return int(number), int(parts)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""The figure of a sweep: learning curves averaged over the repetitions, with their spread, against the floors."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from RLM_clean.checkpoints import atomic_write
+from RLM_clean.collect import Array, Results
+from RLM_clean.grid import format_value, similar
+
+# More columns than these would be too small to read.
+_MOST_COLUMNS = 6
+
+
+def plot_sweep(results: Results, by: str | None = None) -> Figure:
+    """Test loss and excess (nats) against the step: a line a value of the axis `by`, a column a point of the others.
+
+    A line is the mean over repetitions, its band reaches from their 16th to their 84th percentile: as far as one
+    standard deviation, were they normal. A dashed line is the mean floor, the loss of the best possible predictors, of
+    the line of its colour. `by` is the first axis with several values by default; of the points of the other axes there
+    are the first six. Raises ValueError for a `by` that is no axis.
+    """
+    axes = [name for name in results.axes if name != 'repetition']
+    if by is not None and by not in axes:
+        raise ValueError(f'by={by!r} is no axis: {similar(by, axes)}')
+    by = by or next((name for name in axes if len(results.axes[name]) > 1), None)
+    others = [name for name in axes if name != by]
+    points = list(itertools.product(*(enumerate(results.axes[name]) for name in others)))[:_MOST_COLUMNS]
+    labels = [f'{by} = {format_value(value)}' for value in results.axes[by]] if by else ['all runs']
+    colors = matplotlib.colormaps['viridis'](np.linspace(0, 0.85, len(labels)))
+
+    figure = Figure(figsize=(1 + 4.2 * len(points), 7.2), layout='constrained')
+    panels = figure.subplots(2, len(points), sharex=True, sharey='row', squeeze=False)
+    values = {name: results.curves(name) for name in ('testloss', 'excess')} | {'floor': results['entropy']}
+    for (upper, lower), point in zip(panels.T, points, strict=True):
+        places = {name: place for name, (place, _) in zip(others, point, strict=True)}
+        chosen = tuple(places.get(name, slice(None)) for name in axes)
+        lines = {name: value[chosen] if by else value[chosen][None] for name, value in values.items()}
+        for i, (label, color) in enumerate(zip(labels, colors, strict=True)):
+            _draw(upper, results.steps, lines['testloss'][i], color, label)
+            _draw(lower, results.steps, lines['excess'][i], color)
+            floors = lines['floor'][i][np.isfinite(lines['testloss'][i]).any(-1)]
+            if len(floors):
+                upper.axhline(floors.mean(), color=color, ls='--', lw=1, zorder=1)
+        title = ', '.join(f'{name} = {format_value(value)}' for name, (_, value) in zip(others, point, strict=True))
+        upper.set_title(title, fontsize=10)
+        # linear up to 1 puts step 0, the untrained model, on the log axis
+        lower.set_xscale('symlog', linthresh=1, linscale=0.5)
+        lower.set_xlim(left=0)
+        lower.set_yscale('log', nonpositive='mask')
+        lower.set_xlabel('step')
+    panels[0, 0].set_ylabel('test loss (nats); dashed: floor')
+    panels[1, 0].set_ylabel('excess over the floor (nats)')
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=6, frameon=False)
+    return figure
+
+
+def _draw(axes: Axes, steps: Array, curves: Array, color: Any, label: str | None = None) -> None:
+    """The mean of `curves` `(repetitions, steps)` and its band, at the steps that half of them or more have."""
+    curves = curves[np.isfinite(curves).any(1)]
+    if not len(curves):
+        axes.plot([], [], color=color, label=label)
+        return
+    recorded = np.isfinite(curves).sum(0) * 2 >= len(curves)
+    steps, curves = steps[recorded], curves[:, recorded]
+    axes.plot(steps, np.nanmean(curves, 0), color=color, lw=1.5, label=label)
+    axes.fill_between(steps, *np.nanquantile(curves, (0.16, 0.84), axis=0), color=color, alpha=0.2, lw=0)
+
+
+def save_sweep(results: Results) -> list[Path]:
+    """Draws a sweep into sweep.png in its folder; its path, or none where no run is done yet."""
+    if not len(results.steps):
+        return []
+    path = results.plan.folder / 'sweep.png'
+    figure = plot_sweep(results)
+    options: dict[str, Any] = {'format': 'png', 'dpi': 130}
+    atomic_write(path, lambda file: figure.savefig(file, **options))
+    return [path]

@@ -1,0 +1,124 @@
+"""A worker of a sweep: takes the next runs that are free, trains them, and goes on until none is left.
+
+Any number of workers on one sweep, started by anyone on any machine that sees its folder, share the work between them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from RLM_clean import experiment
+from RLM_clean.checkpoints import BusyError
+from RLM_clean.config import Config
+from RLM_clean.experiment import Outcome
+from RLM_clean.plan import Member, groups, read_plan
+from RLM_clean.signals import Interruption
+from RLM_clean.states import claim, forget_failure, pending, record_failure
+from RLM_clean.training import DivergedError
+
+
+def work(folder: str | Path, execution: dict[str, Any], largest: int = 1, part: tuple[int, int] = (1, 1)) -> bool:
+    """Trains what is free in a sweep; True when nothing free is left, False when a signal asked to save and stop.
+
+    Groups have at most `largest` runs. `part` (i, n) takes only every n-th group from the i-th on, so that n workers
+    share a sweep that cannot see each other's locks.
+
+    A run that fails leaves {name}_failed.json and stops no other. Raises ValueError when there is no such sweep.
+    """
+    plan = read_plan(folder, execution)
+    number, parts = part
+    shares = groups(plan.members, largest)[number - 1 :: parts]
+    with Interruption() as interruption:
+        trained = True
+        while trained:  # in a later pass, what others let go in the meantime
+            trained = False
+            for group in shares:
+                if interruption.requested():
+                    return False
+                trained |= _take(group, plan.folder)
+    return not interruption.requested()
+
+
+def _take(group: Sequence[Member], folder: Path) -> bool:
+    """Trains those runs of a group that are free; whether any was trained."""
+    with ExitStack() as claims:
+        # Asked again under the lock: another may have ended the run just before it let it go.
+        free = [m for m in group if pending(m) and claims.enter_context(claim(folder, m.name)) and pending(m)]
+        names = {member.config.outname: member.name for member in free}
+        for name in names.values():
+            _say(f'{name}: taken')
+        busy = 0
+        for config, result in train_together([member.config for member in free]):
+            name = names[config.outname]
+            if isinstance(result, BusyError):
+                busy += 1
+                _say(f'{name}: trained by another process')
+            elif isinstance(result, Exception):
+                record_failure(config.outname, explain(result, config))
+                _say(f'{name}: failed: {explain(result, config)}')
+                if not isinstance(result, (ValueError, ArithmeticError, OSError, MemoryError)):
+                    traceback.print_exception(result)
+            else:
+                forget_failure(config.outname)
+                _say(f'{name}: {result.status} at step {result.step}')
+    return len(free) > busy
+
+
+def train_together(configs: Sequence[Config]) -> Iterator[tuple[Config, Outcome | Exception]]:
+    """Trains the members of a group; each with its outcome, or with what it failed by, as it ends.
+
+    After an interruption the members that have not begun are left out.
+    """
+    for config in configs:
+        try:
+            outcome = experiment.train(config, _say)
+        except Exception as error:  # of any kind: one run stops no other
+            yield config, error
+            continue
+        yield config, outcome
+        if outcome.status == 'interrupted':
+            return
+
+
+def explain(error: Exception, config: Config) -> str:
+    """Why a run failed, in one line, with the remedy where it is known."""
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and 'memory' in str(error)):
+        return f'memory ran out: lower batch_size={config.batch_size} or test_size={config.test_size}, or the workers'
+    if isinstance(error, (ValueError, DivergedError, OSError)):
+        return ' '.join(str(error).split())
+    return f'{type(error).__name__}: {" ".join(str(error).split())}'
+
+
+def stop_at_end_of_input() -> None:
+    """Asks this process to save and stop when its standard input ends: then whoever holds the other end has died."""
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _say(line: str) -> None:
+    print(f'{time.strftime("%Y-%m-%d %H:%M:%S")} {line}', flush=True)
+
+
+def command(
+    folder: str | Path, execution: dict[str, Any], largest: int = 1, part: tuple[int, int] = (1, 1)
+) -> list[str]:
+    """The words that start a worker as a process of its own; they do not depend on the folder they are started in."""
+    words = [sys.executable, str(Path(__file__).with_name('sweep.py')), 'work', str(folder), f'--group={largest}']
+    words.append(f'--part={part[0]}/{part[1]}')
+    for name, value in execution.items():
+        words.append(f'--{"" if value else "no-"}{name}' if isinstance(value, bool) else f'--{name}={value}')
+    return words
