@@ -24,9 +24,12 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from RLM_clean.signals import Interruption
+
+if TYPE_CHECKING:
+    from RLM_clean.plan import Plan
 
 # A task must hear signals from its first moment on. This module, which it loads before it can, therefore imports
 # nothing slow, and names the worker instead of importing it: to load torch from a network disk can take a minute.
@@ -36,6 +39,7 @@ _COUNT = (lambda x: type(x) is int and x >= 1, 'a whole number, 1 or more')
 _COUNT_OR_NONE = (lambda x: type(x) is int and x >= 0, 'a whole number, 0 or more')
 _AMOUNT = (lambda x: type(x) in (int, float) and 0 <= x < math.inf, 'a finite number, 0 or more')
 _NAME = (lambda x: isinstance(x, str), 'a name')
+_SWITCH = (lambda x: isinstance(x, bool), 'true or false')
 
 
 def _option(default: Any, help: str, check: tuple[Callable[[Any], bool], str]) -> Any:
@@ -52,6 +56,9 @@ class Resources:
     gpus: int = _option(0, 'GPUs', _COUNT_OR_NONE)
     cpus: int = _option(1, 'cores', _COUNT)
     notice: int = _option(120, 'seconds before the end of the time limit at which a task saves', _COUNT)
+    split: bool = _option(
+        False, "share the runs out beforehand, where nodes do not see each other's locks on files", _SWITCH
+    )
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -59,15 +66,15 @@ class Resources:
             if not good(getattr(self, option.name)):
                 raise ValueError(f'{option.name}={getattr(self, option.name)!r} is out of range: use {remedy}')
         if self.notice >= 60 * self.minutes:
-            raise ValueError(f'notice={self.notice} leaves no time of minutes={self.minutes}: lower it, or raise minutes')
+            raise ValueError(
+                f'notice={self.notice} leaves nothing of minutes={self.minutes}: lower it, or raise minutes'
+            )
 
 
-def launch(
-    folder: str | Path, execution: dict[str, Any], largest: int = 1, workers: int = 1, resources: Resources | None = None
-) -> str:
-    """Submits an array of `workers` tasks, each a `worker.work(folder, execution, largest)`; returns its job number.
+def launch(plan: Plan, workers: int, largest: int, resources: Resources) -> str:
+    """Submits an array of `workers` tasks that train a sweep in groups of at most `largest`; returns its job number.
 
-    It does not wait for them. What they say is in {folder}/slurm. `folder` must be one that all nodes see.
+    It does not wait for them. What they say is in {folder}/slurm. All nodes must see the folder of the sweep.
 
     Raises ValueError with one sentence where submitit or SLURM is missing, and where SLURM refuses the jobs.
     """
@@ -77,16 +84,16 @@ def launch(
         raise ValueError("launcher='slurm' finds no sbatch: use it on a login node of a cluster, or launcher='local'")
     import submitit
 
-    folder = Path(folder).absolute()
-    asked = resources or Resources()
+    folder = plan.folder.absolute()
     executor = submitit.SlurmExecutor(folder=folder / 'slurm')
-    executor.update_parameters(**_parameters(folder, asked))
-    task = (_WORK, str(folder), execution, largest)
+    executor.update_parameters(**_parameters(folder, resources))
+    parts = [(i + 1, workers) if resources.split else (1, 1) for i in range(workers)]
+    tasks = [(_WORK, str(folder), plan.execution, largest, part) for part in parts]
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says comes in the error too
-            jobs = executor.map_array(run_task, *([value] * workers for value in task))
+            jobs = executor.map_array(run_task, *zip(*tasks, strict=True))
     except submitit.core.utils.FailedJobError as error:
-        reason = ' '.join(str(error).split('sbatch: error: ')[-1].split())
+        reason = '; '.join(line.removeprefix('sbatch: error: ') for line in str(error).splitlines())
         raise ValueError(f'SLURM refuses the jobs ({reason}): ask for something else') from None
     return jobs[0].job_id.split('_')[0]
 
@@ -118,7 +125,7 @@ def _parameters(folder: Path, asked: Resources) -> dict[str, Any]:
 # ---------------------------------------------------------------------- in the job
 
 
-def run_task(work: str, folder: str, execution: dict[str, Any], largest: int) -> str:
+def run_task(work: str, folder: str, execution: dict[str, Any], largest: int, part: tuple[int, int]) -> str:
     """What a task of the array runs: a worker, named as 'module:function'. Returns 'done' or 'cancelled'.
 
     Interrupted, it has itself requeued and ends by SystemExit: submitit then writes no result, the job goes on.
@@ -127,7 +134,7 @@ def run_task(work: str, folder: str, execution: dict[str, Any], largest: int) ->
         # submitit's own signal would raise an exception in the middle of a step; runs hear this one, and save.
         signal.signal(signal.SIGUSR2, lambda *_: signal.raise_signal(signal.SIGUSR1))
         call = pkgutil.resolve_name(work)
-        if not interruption.requested() and call(folder, execution, largest):
+        if not interruption.requested() and call(folder, execution, largest, part):
             return 'done'
         # Within the interruption: a second signal must not end the process before it is requeued.
         if not _requeue():

@@ -15,7 +15,7 @@ from RLM_clean.training import Trainer
 PACE = 0.05
 
 
-def work(folder: str, execution: dict[str, Any], largest: int) -> bool:
+def work(folder: str, execution: dict[str, Any], largest: int, part: tuple[int, int]) -> bool:
     """As `worker.work`, slowly, and without pictures."""
     update = Trainer.update
 
@@ -24,4 +24,4 @@ def work(folder: str, execution: dict[str, Any], largest: int) -> bool:
         return update(self, most)
 
     with mock.patch.object(Trainer, 'update', slow_update), mock.patch.object(experiment, 'save_learning_curve'):
-        return worker.work(folder, execution, largest)
+        return worker.work(folder, execution, largest, part)

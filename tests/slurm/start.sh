@@ -79,10 +79,12 @@ PartitionName=main Nodes=$host Default=YES OverSubscribe=FORCE:4 PriorityTier=1 
 PartitionName=urgent Nodes=$host OverSubscribe=EXCLUSIVE PriorityTier=2
 CONF
     printf 'Name=gpu File=%s\n' /dev/null /dev/zero >"$folder/gres.conf"  # jobs may ask for GPUs, and get none
-    # Newer ones look for cgroups unless told not to; older ones do not know the word.
-    local version
-    version=$(slurmd -V | grep -oE '[0-9]+' | head -n1)
-    [ "$version" -lt 23 ] || echo 'CgroupPlugin=disabled' >"$folder/cgroup.conf"
+    # Nothing above needs cgroups, yet slurmd looks for them, and for systemd where they are of version 2. From 24.05 on
+    # it can be told not to; before, it is told that they are of version 1, which it then leaves alone.
+    local version plugin
+    version=$(slurmd -V | grep -oE '[0-9]+\.[0-9]+' | head -n1)
+    [ "$(printf '%s\n' 24.05 "$version" | sort -V | head -n1)" = 24.05 ] && plugin=disabled || plugin=cgroup/v1
+    echo "CgroupPlugin=$plugin" >"$folder/cgroup.conf"
 }
 
 up() { [ -e "$folder/slurm.conf" ] && timeout 10 sinfo --noheader --format=%T 2>/dev/null | grep -qE '^(idle|mixed|alloc)'; }
