@@ -23,6 +23,7 @@ from RLM_clean.streams import stream_key
 Parameters = dict[str, Tensor]
 # The optimizer's tensors by name, then by parameter, as torch.optim names them: momentum_buffer, or exp_avg and so on.
 State = dict[str, Parameters]
+Scalars = dict[str, Tensor]
 
 # Steps whose learning rates are made at a time.
 _STEPS_PREPARED = 1024
@@ -52,10 +53,10 @@ class Loss(nn.Module):
 
 
 class Step:
-    """The pure function of one model and its options: `step(parameters, state, inputs, targets, lr, t, keys)`.
+    """The pure function of a model and its options: `step(parameters, state, inputs, targets, scalars)`.
 
     It returns (parameters, state, loss) and changes nothing. inputs `(A, B, T)` are A batches whose gradients are
-    averaged, `t` counts updates from 1, `lr` and `t` are scalars, `keys (A,)` those of the dropout masks.
+    averaged; the scalars are those of `scalars_of`, at one step.
     """
 
     def __init__(self, model: nn.Module, config: Config) -> None:
@@ -64,61 +65,87 @@ class Step:
         self.keys = [f'model.{name}.key' for name, module in model.named_modules() if isinstance(module, Dropout)]
 
     def __call__(
-        self, parameters: Parameters, state: State, inputs: Tensor, targets: Tensor, lr: Tensor, t: Tensor, keys: Tensor
+        self, parameters: Parameters, state: State, inputs: Tensor, targets: Tensor, scalars: Scalars
     ) -> tuple[Parameters, State, Tensor]:
-        gradients, loss = self.gradients(parameters, inputs, targets, keys)
+        gradients, loss = self.gradients(parameters, inputs, targets, scalars)
         if self.config.grad_clip:
-            gradients = clip(gradients, self.config.grad_clip)
-        rule = sgd if self.config.optim == 'sgd' else adamw
-        updated = {
-            name: rule(p, gradients[name], {key: state[key][name] for key in state}, lr, t, self.config)
-            for name, p in parameters.items()
-        }
-        new_state = {key: {name: updated[name][1][key] for name in parameters} for key in state}
-        return {name: p for name, (p, _) in updated.items()}, new_state, loss
+            gradients = clip(gradients, scalars['grad_clip'])
+        if self.config.optim == 'sgd':
+            return *sgd(parameters, gradients, state, scalars, self.config), loss
+        return *adamw(parameters, gradients, state, scalars, self.config), loss
 
     def gradients(
-        self, parameters: Parameters, inputs: Tensor, targets: Tensor, keys: Tensor
+        self, parameters: Parameters, inputs: Tensor, targets: Tensor, scalars: Scalars
     ) -> tuple[Parameters, Tensor]:
         """The gradient of the mean loss of all batches, and that loss."""
 
         def mean_loss(parameters: Parameters) -> Tensor:
-            losses = [self._loss(parameters, *batch) for batch in zip(inputs, targets, keys, strict=True)]
+            losses = []
+            for i in range(self.config.accumulation):
+                values = {f'model.{name}': p for name, p in parameters.items()}
+                if self.config.dropout:
+                    values |= dict.fromkeys(self.keys, scalars['keys'][i])
+                losses.append(torch.func.functional_call(self.loss, values, (inputs[i], targets[i])))
             return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
         return torch.func.grad_and_value(mean_loss)(parameters)
 
-    def _loss(self, parameters: Parameters, inputs: Tensor, targets: Tensor, key: Tensor) -> Tensor:
-        values = {f'model.{name}': p for name, p in parameters.items()} | dict.fromkeys(self.keys, key)
-        return torch.func.functional_call(self.loss, values, (inputs, targets))
+
+def scalars_of(config: Config, steps: range) -> Scalars:
+    """What changes from step to step, or from run to run, by name; one row a step, float64 (keys: int64, `(S, A)`).
+
+    `lr`; with adam `t`, the number of the update from 1; and where they are not zero `momentum`, `weight_decay`,
+    `grad_clip` and the `keys` of the dropout masks.
+    """
+    c = config
+    rows: dict[str, list[Any]] = {'lr': [init.learning_rate(step, c) for step in steps]}
+    if c.optim == 'adam':
+        rows['t'] = [float(step + 1) for step in steps]
+    names = ('momentum', 'weight_decay', 'grad_clip') if c.optim == 'sgd' else ('weight_decay', 'grad_clip')
+    rows |= {name: [getattr(c, name)] * len(steps) for name in names if getattr(c, name)}
+    scalars = {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
+    if c.dropout:
+        keys = [[stream_key(c.seed_model, 'dropout', step, i) for i in range(c.accumulation)] for step in steps]
+        scalars['keys'] = torch.tensor(keys)
+    return scalars
 
 
-def clip(gradients: Parameters, limit: float) -> Parameters:
+def clip(gradients: Parameters, limit: Tensor) -> Parameters:
     """Gradients scaled down so that their common norm is at most `limit` (as torch.nn.utils.clip_grad_norm_ does)."""
     norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
     return {name: g * scale for name, g in gradients.items()}
 
 
-def sgd(p: Tensor, g: Tensor, state: Parameters, lr: Tensor, t: Tensor, config: Config) -> tuple[Tensor, Parameters]:
-    """`m <- momentum m + g`, `p <- p - lr m`, g including weight_decay p: torch.optim.SGD."""
+def sgd(
+    parameters: Parameters, gradients: Parameters, state: State, scalars: Scalars, config: Config
+) -> tuple[Parameters, State]:
+    """`m <- momentum m + g`, `p <- p - lr m`, g including weight_decay p: as torch.optim.SGD."""
+    directions = gradients
     if config.weight_decay:
-        g = g + config.weight_decay * p
-    if not config.momentum:
-        return p - lr * g, {}
-    m = config.momentum * state['momentum_buffer'] + g
-    return p - lr * m, {'momentum_buffer': m}
+        directions = {name: g + scalars['weight_decay'] * parameters[name] for name, g in gradients.items()}
+    if config.momentum:
+        m = state['momentum_buffer']
+        directions = {name: scalars['momentum'] * m[name] + g for name, g in directions.items()}
+    updated = {name: p - scalars['lr'] * directions[name] for name, p in parameters.items()}
+    return updated, {'momentum_buffer': directions} if config.momentum else {}
 
 
-def adamw(p: Tensor, g: Tensor, state: Parameters, lr: Tensor, t: Tensor, config: Config) -> tuple[Tensor, Parameters]:
-    """AdamW (I. Loshchilov and F. Hutter, arXiv:1711.05101) as in torch.optim.AdamW: moments m and s of the gradient,
+def adamw(
+    parameters: Parameters, gradients: Parameters, state: State, scalars: Scalars, config: Config
+) -> tuple[Parameters, State]:
+    """AdamW (I. Loshchilov and F. Hutter, arXiv:1711.05101), as torch.optim.AdamW: running means m of g and s of g^2,
     `p <- (1 - lr weight_decay) p - lr / (1 - beta_1^t) m / (sqrt(s / (1 - beta_2^t)) + epsilon)`."""
     beta_1, beta_2 = _ADAM_BETAS
-    m = state['exp_avg'] + (1 - beta_1) * (g - state['exp_avg'])
-    s = beta_2 * state['exp_avg_sq'] + (1 - beta_2) * g * g
-    denominator = s.sqrt() / (1 - beta_2**t).sqrt() + _ADAM_EPSILON
-    decayed = p * (1 - lr * config.weight_decay) if config.weight_decay else p
-    return decayed - (lr / (1 - beta_1**t)) * (m / denominator), {'exp_avg': m, 'exp_avg_sq': s}
+    lr, t = scalars['lr'], scalars['t']
+    m = {name: x + (1 - beta_1) * (gradients[name] - x) for name, x in state['exp_avg'].items()}
+    s = {name: beta_2 * x + (1 - beta_2) * gradients[name].square() for name, x in state['exp_avg_sq'].items()}
+    root, rate = (1 - beta_2**t).sqrt(), lr / (1 - beta_1**t)
+    kept = 1 - lr * scalars['weight_decay'] if config.weight_decay else 1.0
+    updated = {
+        name: kept * p - rate * (m[name] / (s[name].sqrt() / root + _ADAM_EPSILON)) for name, p in parameters.items()
+    }
+    return updated, {'exp_avg': m, 'exp_avg_sq': s}
 
 
 # ---------------------------------------------------------------------- ways to take a step
@@ -166,30 +193,25 @@ class GraphUpdate:
     steps_per_call = 1
 
     def __init__(self, model: nn.Module, optimizer: optim.Optimizer, config: Config) -> None:
-        self.config, self.optimizer = config, optimizer
+        self.model, self.optimizer, self.config = model, optimizer, config
         self.device = next(model.parameters()).device
-        self.step = Step(model, config)
-        self.model = model
         self.known = range(0)  # the steps whose scalars are there
         self.bind()
+        self.write = in_place(Step(model, config), list(self.parameters), list(self.state))
 
     def bind(self) -> None:
         """Finds the tensors to write to: an optimizer that loads a state has new ones."""
         self.parameters = {name: p.detach() for name, p in self.model.named_parameters()}
         self.state = optimizer_state(self.model, self.optimizer, self.config)
-        self.tensors = [*self.parameters.values(), *(x for part in self.state.values() for x in part.values())]
+        self.tensors = flat(self.parameters, self.state)
 
     @torch.no_grad()
     def __call__(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
         """Takes updates from number `step` (0 is the first) on inputs `(S, A, B, T)` and targets; the losses `(S,)`."""
-        S = len(inputs)
-        if step not in self.known or step + S - 1 not in self.known:
-            self._prepare(step)
-        i = step - self.known.start
-        return self.run(inputs, targets, *(scalars[i : i + S] for scalars in self.scalars))
+        return self.run(inputs, targets, self.scalars(step, len(inputs)))
 
-    def run(self, *arguments: Tensor) -> Tensor:
-        """Runs the graph on inputs, targets, and the scalars of each step: learning rate, count and dropout keys."""
+    def run(self, inputs: Tensor, targets: Tensor, scalars: Scalars) -> Tensor:
+        """Runs the graph of the steps."""
         raise NotImplementedError
 
     def settle(self, step: int) -> None:
@@ -198,42 +220,20 @@ class GraphUpdate:
             if 'step' in state:
                 state['step'].fill_(step)
 
-    def write(self, tensors: list[Tensor], *batches: Tensor) -> Tensor:
-        """The function that becomes a graph: steps on batches `(S, A, B, T)`, one after the other, written in place."""
-        n = len(self.parameters)
-        parameters = dict(zip(self.parameters, tensors[:n], strict=True))
-        rest = iter(tensors[n:])
-        state = {key: {name: next(rest) for name in part} for key, part in self.state.items()}
-        losses = []
-        for batch in zip(*batches, strict=True):
-            parameters, state, loss = self.step(parameters, state, *batch)
-            losses.append(loss)
-        results = [*parameters.values(), *(x for part in state.values() for x in part.values())]
-        for tensor, result in zip(tensors, results, strict=True):
-            tensor.copy_(result)
-        return torch.stack(losses)
+    def scalars(self, step: int, S: int) -> Scalars:
+        """Those of S steps, from a table of steps to come: a look-up is cheaper than a new tensor at every step."""
+        if step not in self.known or step + S - 1 not in self.known:
+            self.known = range(step, step + _STEPS_PREPARED)
+            self.table = {name: x.to(self.device) for name, x in scalars_of(self.config, self.known).items()}
+        i = step - self.known.start
+        return {name: column[i : i + S] for name, column in self.table.items()}
 
-    def example(self, S: int) -> list[Tensor]:
+    def example(self, S: int) -> tuple[Tensor, Tensor, Scalars]:
         """Batches and scalars of the shapes of a call with S steps."""
         c = self.config
         inputs = torch.zeros(S, c.accumulation, c.batch_size, c.context_size, dtype=torch.int64, device=self.device)
-        targets = inputs if c.objective == 'all' else inputs[..., -1]
-        self._prepare(0)
-        return [inputs, targets.clone(), *(scalars[:S].clone() for scalars in self.scalars)]
-
-    def _prepare(self, step: int) -> None:
-        """Makes the scalars of the steps to come: a look-up is cheaper than a new tensor at every step."""
-        c = self.config
-        self.known = range(step, step + _STEPS_PREPARED)
-        rates = [init.learning_rate(i, c) for i in self.known]
-        keys = [[0] * c.accumulation] * len(rates)
-        if c.dropout:
-            keys = [[stream_key(c.seed_model, 'dropout', i, j) for j in range(c.accumulation)] for i in self.known]
-        self.scalars = (
-            torch.tensor(rates, dtype=torch.float64, device=self.device),
-            torch.arange(step + 1, step + 1 + len(rates), dtype=torch.float64, device=self.device),
-            torch.tensor(keys, dtype=torch.int64, device=self.device),
-        )
+        targets = inputs.clone() if c.objective == 'all' else inputs[..., -1].clone()
+        return inputs, targets, {name: x.clone() for name, x in self.scalars(0, S).items()}
 
 
 class CompiledUpdate(GraphUpdate):
@@ -241,18 +241,10 @@ class CompiledUpdate(GraphUpdate):
 
     def __init__(self, model: nn.Module, optimizer: optim.Optimizer, config: Config) -> None:
         super().__init__(model, optimizer, config)
-        tensors = [tensor.clone() for tensor in self.tensors]  # the first call compiles, and takes a step
-        example = self.example(1)
-        self.function = compiled(self.write, tensors, *example)
-        try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter('ignore')
-                self.function(tensors, *example)
-        except Exception as error:  # of many kinds: no compiler, one that is too old, no space for its files
-            raise CompilationError(_reason(error)) from error
+        self.function = compiled(self.write, self.tensors, *self.example(1))
 
-    def run(self, *arguments: Tensor) -> Tensor:
-        return self.function(self.tensors, *arguments)
+    def run(self, inputs: Tensor, targets: Tensor, scalars: Scalars) -> Tensor:
+        return self.function(self.tensors, inputs, targets, scalars)
 
 
 class CapturedUpdate(GraphUpdate):
@@ -263,20 +255,21 @@ class CapturedUpdate(GraphUpdate):
     def __init__(self, model: nn.Module, optimizer: optim.Optimizer, config: Config) -> None:
         super().__init__(model, optimizer, config)
         self.steps_per_call = max(1, self.steps_per_call // config.accumulation)
-        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor, Scalars], Tensor]] = {}
 
-    def run(self, *arguments: Tensor) -> Tensor:
-        S = len(arguments[0])
-        if S not in self.graphs:
-            self.graphs[S] = self._capture(S)
-        graph, places, losses = self.graphs[S]
-        for place, value in zip(places, arguments, strict=True):
-            place.copy_(value)
+    def run(self, inputs: Tensor, targets: Tensor, scalars: Scalars) -> Tensor:
+        if len(inputs) not in self.graphs:
+            self.graphs[len(inputs)] = self._capture(len(inputs))
+        graph, places, losses = self.graphs[len(inputs)]
+        places[0].copy_(inputs)
+        places[1].copy_(targets)
+        for name, value in scalars.items():
+            places[2][name].copy_(value)
         graph.replay()
         return losses.clone()
 
-    def _capture(self, S: int) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
-        """A graph of S steps, the places that its batches are copied to, and the place of its losses."""
+    def _capture(self, S: int) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor, Scalars], Tensor]:
+        """A graph of S steps, the places that its batches and scalars are copied to, and the place of its losses."""
         places = self.example(S)
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -314,19 +307,56 @@ def optimizer_state(model: nn.Module, optimizer: optim.Optimizer, config: Config
     return {key: {name: optimizer.state[p][key] for name, p in model.named_parameters()} for key in keys}
 
 
-def compiled(function: Callable[..., Tensor], *example: Any) -> Callable[..., Tensor]:
-    """`function` traced on arguments like `example` and compiled for the CPU; for arguments of those shapes only.
+# ---------------------------------------------------------------------- graphs
+
+
+def flat(parameters: Parameters, state: State) -> list[Tensor]:
+    """All tensors that a step writes to, in one order."""
+    return [*parameters.values(), *(tensor for part in state.values() for tensor in part.values())]
+
+
+def in_place(step: Callable[..., Any], names: list[str], keys: list[str]) -> Callable[..., Tensor]:
+    """The function that becomes a graph: steps on batches `(S, ...)` one after the other, written to the tensors of
+    `flat`; it returns the losses `(S, ...)`. `names` are those of the parameters, `keys` those of the state."""
+
+    def write(tensors: list[Tensor], inputs: Tensor, targets: Tensor, scalars: Scalars) -> Tensor:
+        rest = iter(tensors)
+        parameters = {name: next(rest) for name in names}
+        state = {key: {name: next(rest) for name in names} for key in keys}
+        losses = []
+        for i in range(len(inputs)):
+            now = {name: column[i] for name, column in scalars.items()}
+            parameters, state, loss = step(parameters, state, inputs[i], targets[i], now)
+            losses.append(loss)
+        for tensor, result in zip(tensors, flat(parameters, state), strict=True):
+            tensor.copy_(result)
+        return torch.stack(losses)
+
+    return write
+
+
+def compiled(write: Callable[..., Tensor], tensors: list[Tensor], *example: Any) -> Callable[..., Tensor]:
+    """`write(tensors, ...)` traced on arguments like these and compiled for the CPU; for arguments of their shapes.
 
     The trace is one flat graph of tensor operations, the gradient among them, so there is nothing for torch.compile to
-    guess, and nothing that a call has to check.
+    guess, and nothing that a call has to check. Raises CompilationError where it fails; the tensors stay as they are.
     """
     # The gradient of an embedding adds up rows: several threads would do so in an order that changes.
     ordered = {torch.ops.aten.embedding_dense_backward.default: _embedding_gradient}
-    graph = make_fx(function, ordered if torch.get_num_threads() > 1 else None, tracing_mode='fake')(*example)
     options: dict[str, Any] = {'cpp_wrapper': True, 'cpp.vec_isa_ok': True}
     if hasattr(torch.compiler, 'skip_all_guards_unsafe'):  # torch 2.8
         options['guard_filter_fn'] = torch.compiler.skip_all_guards_unsafe
-    return torch.compile(graph.forward, fullgraph=True, dynamic=False, options=options)
+    copies = [tensor.clone() for tensor in tensors]  # the first call compiles, and takes a step
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            trace = make_fx(write, ordered if torch.get_num_threads() > 1 else None, tracing_mode='fake')
+            graph = trace(copies, *example)
+            function = torch.compile(graph.forward, fullgraph=True, dynamic=False, options=options)
+            function(copies, *example)
+    except Exception as error:  # of many kinds: no compiler, one that is too old, no space for its files
+        raise CompilationError(_reason(error)) from error
+    return function
 
 
 def _reason(error: Exception) -> str:

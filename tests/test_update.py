@@ -45,8 +45,8 @@ KINDS: dict[str, dict[str, Any]] = {
 class Interpreted(GraphUpdate):
     """The pure function itself, operation by operation."""
 
-    def run(self, *arguments: Tensor) -> Tensor:
-        return self.write(self.tensors, *arguments)
+    def run(self, inputs: Tensor, targets: Tensor, scalars: update.Scalars) -> Tensor:
+        return self.write(self.tensors, inputs, targets, scalars)
 
 
 def losses_of(config: Config, kind: str, steps: int, double: bool = False) -> list[float]:
@@ -108,8 +108,9 @@ def test_the_pure_function_changes_nothing_that_it_is_given() -> None:
     trainer = make_trainer(tiny(optim='adam', lr=0.1))
     way = Interpreted(trainer.model, trainer.optimizer, trainer.config)
     before = [tensor.clone() for tensor in way.tensors]
-    inputs, targets, lr, t, keys = (x[0] for x in way.example(1))
-    parameters, state, _ = way.step(way.parameters, way.state, inputs, targets, lr, t, keys)
+    inputs, targets, scalars = way.example(1)
+    now = {name: x[0] for name, x in scalars.items()}
+    parameters, state, _ = update.Step(way.model, way.config)(way.parameters, way.state, inputs[0], targets[0], now)
     assert all(torch.equal(a, b) for a, b in zip(before, way.tensors, strict=True))
     changed = [not torch.equal(parameters[name], p) for name, p in way.parameters.items()]
     assert any(changed) and list(state) == ['exp_avg', 'exp_avg_sq']
@@ -192,10 +193,11 @@ def test_the_gradient_of_an_embedding_is_a_product() -> None:
     torch.testing.assert_close(update._embedding_gradient(gradient, indices, 7, -1, False), weight.grad)
 
 
-def test_a_compiled_function_is_for_the_shapes_of_its_example() -> None:
-    function = compiled(lambda tensors, x: tensors[0] + x, [torch.zeros(3)], torch.ones(3))
-    if HAS_COMPILER:
-        assert function([torch.ones(3)], torch.ones(3)).tolist() == [2.0] * 3
+@needs_compiler
+def test_a_compiled_function_writes_to_the_tensors_of_each_call() -> None:
+    function = compiled(lambda tensors, x: tensors[0].add_(x).sum(), [torch.zeros(3)], torch.ones(3))
+    ones = [torch.ones(3)]
+    assert function(ones, torch.ones(3)) == 6.0 and ones[0].tolist() == [2.0] * 3
 
 
 # ---------------------------------------------------------------------- what auto means, and that runs keep it
@@ -298,12 +300,12 @@ def test_files_say_what_auto_chose_and_a_resumed_run_keeps_it(tmp_path: Path, mo
 
 @pytest.fixture
 def broken_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: Any) -> Any:
+    def fail(*arguments: Any, **options: Any) -> Any:
         raise RuntimeError('C++ compile error\nmany lines')
 
     monkeypatch.setattr(machine, '_STEPS_TO_COMPILE', 1)
     monkeypatch.setattr(machine, 'can_compile', lambda device: True)
-    monkeypatch.setattr(update, 'compiled', lambda *arguments: fail)
+    monkeypatch.setattr(torch, 'compile', lambda *arguments, **options: fail)
 
 
 def test_auto_goes_on_without_a_compilation_that_fails(tmp_path: Path, broken_compiler: None) -> None:
