@@ -14,8 +14,9 @@ product of probabilities of one node below the smallest double, about 1e-308, co
 
 Cost of a sequence: two dense messages meet in a contraction of v^3; a pair of seen leaves, a one-hot message, an
 unseen side, and an outside message that no observation has touched yet (the same for all sequences) take O(v^2) or
-less. Memory: beside twice the results and the rules in float64, at most four arrays of 2^24 numbers, 0.5 GB, on a CPU
-(2^28 on a GPU), or what a single sequence needs, v * 2^L numbers, whatever the number of sequences.
+less. The nodes of a level share its rules, and go through them together: few long sequences keep matrix products as
+busy as many short ones. Memory: beside twice the results and the rules in float64, at most four arrays of 2^24 numbers,
+0.5 GB, on a CPU (2^28 on a GPU), or what a single sequence needs, v * 2^L numbers, whatever the number of sequences.
 
 J. Pearl, Probabilistic Reasoning in Intelligent Systems, Morgan Kaufmann 1988; for grammars, the inside-outside
 algorithm of J. K. Baker, Trainable grammars for speech recognition, J. Acoust. Soc. Am. 65, S132 (1979).
@@ -23,8 +24,9 @@ algorithm of J. K. Baker, Trainable grammars for speech recognition, J. Acoust. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,13 +37,13 @@ from RLM_clean.streams import random_words, stream_key
 # What is known of a symbol of each of R sequences: nothing (None: all ones), its value (int64 (R,): one-hot), or
 # weights (float64 (R, v)). An outside message that is the same for every sequence is float64 (v,).
 Message = Tensor | None
+M = TypeVar('M', Tensor, Message)
 Contraction = Callable[[Tensor, Tensor, Tensor], Tensor]
 Device = torch.device | str | None
 
-# Sequences are worked on in chunks. Numbers in one message of a chunk: many rows make matrix products fast, as long
-# as they stay in the cache.
+# Numbers in one factor of a matrix product: many rows make it fast, as long as they stay in the cache.
 _MESSAGE_ENTRIES = {'cpu': 2**17, 'cuda': 2**22}
-# Numbers in all messages of a chunk, which bound the memory.
+# Sequences are worked on in chunks. Numbers in all messages of a chunk, which bound the memory.
 _CHUNK_ENTRIES = {'cpu': 2**24, 'cuda': 2**28}
 # Posterior trees take their random words from the stream 'other' under this index; never change it.
 _POSTERIOR_INDEX = 0
@@ -55,8 +57,8 @@ def next_token_probs(grammar: TreeGrammar, inputs: Tensor, device: Device = None
 
     `inputs (B, k)` int64 holds the k tokens before the target, 0 <= k <= n - 1, n = 2^L; earlier ones are unseen, and
     k = 0, shape (B, 0), gives the marginal of x_n. Cost for k = n - 1: 2^(L-1) - 2 contractions of v^3 a sequence.
-    Computed on `device`, that of the inputs by default. Raises ValueError for tokens or shapes that do not fit the
-    grammar and for a context of probability zero.
+    Computed on `device`, that of the inputs by default; on the CPU in place of mps, which has no float64. Raises
+    ValueError for tokens or shapes that do not fit the grammar and for a context of probability zero.
     """
     inputs, levels, prior = _prepared(grammar, inputs, 'inputs', device)
     unseen = [None] * (2**grammar.L - 1 - inputs.shape[1])
@@ -74,9 +76,9 @@ def all_next_token_probs(grammar: TreeGrammar, leaves: Tensor, device: Device = 
 
     With m < n leaves these are the last m of the tree, the earlier ones are unseen, and the result is `(B, m, v)`.
 
-    The leaves are visited from left to right: on the way down a node's outside message holds the past alone, since
-    what stands to its right is unseen; on the way up its sub-tree is complete. This takes 2^L - 2 L contractions of
-    v^3 a sequence, less than twice those of one prediction. `leaves (B, n)` int64; the first gets its marginal.
+    A node's outside message holds the past alone, since what stands to its right is unseen, and its left sibling's
+    sub-tree is complete. This takes 2^L - 2 L contractions of v^3 a sequence, less than twice those of one prediction.
+    `leaves (B, n)` int64; the first gets its marginal.
 
     Raises ValueError for tokens or shapes that do not fit and for a past of probability zero.
     """
@@ -84,7 +86,11 @@ def all_next_token_probs(grammar: TreeGrammar, leaves: Tensor, device: Device = 
     unseen = [None] * (2**grammar.L - leaves.shape[1])
 
     def predict(rows: slice) -> list[Tensor]:
-        alphas, _ = _in_order(levels, prior, [*unseen, *leaves[rows].unbind(1)], needed=False)
+        # The last leaf conditions nothing.
+        messages, _ = _upward(levels, [*unseen, *leaves[rows, :-1].unbind(1)], _sum_product)
+        alphas = [prior]
+        for level, nodes in zip(levels, messages[1:], strict=True):
+            alphas = _children_outside(level, alphas, nodes[::2], [None] * len(alphas))
         seen = alphas[len(unseen) :]
         probs = torch.stack([alpha.expand(len(leaves[rows]), -1) for alpha in seen], 1)
         _check_possible(probs[:, -1].sum(1) > 0, rows)
@@ -135,7 +141,8 @@ def ancestor_posteriors(
             symbols = [_posterior(alpha, u) for alpha, u in zip(outside, nodes, strict=True)]
             found.append(torch.stack([symbol.expand(len(leaves[rows]), -1) for symbol in symbols], 1))
             if depth < grammar.L:
-                outside = _children_outside(levels[depth], outside, messages[depth + 1])
+                below = messages[depth + 1]
+                outside = _children_outside(levels[depth], outside, below[::2], below[1::2])
         _check_possible(found[0][:, 0].sum(1) > 0, rows)
         return found
 
@@ -209,12 +216,15 @@ def most_probable_tree(grammar: TreeGrammar, leaves: Tensor, device: Device = No
 def _upward(
     levels: list[_Level], leaves: Sequence[Message], contract: Contraction
 ) -> tuple[list[list[Message]], Tensor]:
-    """The normalised messages of all nodes, level by level from the root, and the logarithm of their norms `(R,)`."""
+    """The normalised messages of all nodes, level by level from the root, and the logarithm of their norms `(R,)`.
+
+    Without the last leaf, n - 1 of them, the right edge of the tree is left out: the last of the 2^l - 1 nodes of a
+    level is then the left sibling of the edge.
+    """
     messages, log_scale = [list(leaves)], torch.zeros((), dtype=torch.float64)
     for level in reversed(levels):
         nodes: list[Message] = []
-        for left, right in zip(messages[0][::2], messages[0][1::2], strict=True):
-            u = _up(level, left, right, contract)
+        for u in _together(partial(_up, level, contract), messages[0][::2], messages[0][1::2]):
             if u is not None:
                 u, log_norm = _normalised(u)
                 log_scale = log_norm + log_scale
@@ -225,37 +235,40 @@ def _upward(
 
 def _spine(levels: list[_Level], prior: Tensor, leaves: Sequence[Message]) -> tuple[Tensor, Tensor]:
     """Down the right spine: P(last leaf | the n - 1 leaves before it) and the logarithm of their probability `(R,)`."""
-    alpha, log_scale = prior, torch.zeros((), dtype=torch.float64)
-    for depth, level in enumerate(levels):
-        half = (len(leaves) + 1) // 2
-        messages, log_left = _upward(levels[depth + 1 :], leaves[:half], _sum_product)
-        alpha, log_norm = _normalised(_down(level, alpha, messages[0][0]))
-        log_scale = log_norm + log_left + log_scale
-        leaves = leaves[half:]
+    messages, log_scale = _upward(levels, leaves, _sum_product)
+    alpha = prior
+    for level, nodes in zip(levels, messages[1:], strict=True):
+        alpha, log_norm = _normalised(_down(level, alpha, nodes[-1]))
+        log_scale = log_norm + log_scale
     return alpha, log_scale
 
 
-def _in_order(
-    levels: list[_Level], alpha: Tensor, leaves: Sequence[Message], needed: bool
-) -> tuple[list[Tensor], Message]:
-    """The prediction at each leaf of a sub-tree, given all before it, and, where needed, its upward message."""
-    if not levels:
-        return [alpha], leaves[0]
-    level, below, half = levels[0], levels[1:], len(leaves) // 2
-    alpha_left = _normalised(_down(level.mirrored(), alpha, None))[0]
-    before, left = _in_order(below, alpha_left, leaves[:half], True)
-    alpha_right = _normalised(_down(level, alpha, left))[0]
-    after, right = _in_order(below, alpha_right, leaves[half:], needed)
-    u = _up(level, left, right, _sum_product) if needed else None
-    return before + after, u if u is None else _normalised(u)[0]
-
-
-def _children_outside(level: _Level, outside: list[Tensor], below: list[Message]) -> list[Tensor]:
+def _children_outside(
+    level: _Level, outside: list[Tensor], lefts: Sequence[Message], rights: Sequence[Message]
+) -> list[Tensor]:
     """The outside messages of the level below, from those of its parents and from the upward messages of siblings."""
-    mirrored, children = level.mirrored(), []
-    for alpha, left, right in zip(outside, below[::2], below[1::2], strict=True):
-        children += [_normalised(_down(mirrored, alpha, right))[0], _normalised(_down(level, alpha, left))[0]]
-    return children
+    to_left = _together(partial(_down, level.mirrored()), outside, rights)
+    to_right = _together(partial(_down, level), outside, lefts)
+    return [_normalised(child)[0] for pair in zip(to_left, to_right, strict=True) for child in pair]
+
+
+def _together(step: Callable[..., M], firsts: Sequence[Message], seconds: Sequence[Message]) -> list[M]:
+    """`step(first, second)` for each pair of messages of a level: pairs that are alike are the rows of one batch."""
+    alike: dict[object, list[int]] = {}
+    for i, (first, second) in enumerate(zip(firsts, seconds, strict=False)):
+        # A message that is the same for every sequence has no rows. What is seen is of one kind on a level.
+        single = first is not None and first.dim() == 1 and first.is_floating_point()
+        alike.setdefault(i if single else (first is None, second is None), []).append(i)
+    found: dict[int, M] = {}
+    for pairs in alike.values():
+        batch = step(*(_stacked([side[i] for i in pairs]) for side in (firsts, seconds)))
+        found |= zip(pairs, [batch] * len(pairs) if batch is None else batch.tensor_split(len(pairs)), strict=True)
+    return [found[i] for i in range(len(found))]
+
+
+def _stacked(messages: list[Message]) -> Message:
+    rows = [message for message in messages if message is not None]
+    return torch.cat(rows) if len(rows) > 1 else messages[0]
 
 
 def _descend(levels: list[_Level], messages: list[list[Message]], root: Tensor, children: Callable) -> list[Tensor]:
@@ -283,7 +296,7 @@ class _Level(NamedTuple):
         return _Level(self.T.transpose(1, 2), self.without_right, self.without_left)
 
 
-def _up(level: _Level, left: Message, right: Message, contract: Contraction) -> Message:
+def _up(level: _Level, contract: Contraction, left: Message, right: Message) -> Message:
     """`u[a] = sum_bc T[a, b, c] left[b] right[c]`; the maximum in place of the sum with `_max_product`."""
     if right is None:
         return None if left is None else _times(left, level.without_right.T)
@@ -324,22 +337,29 @@ def _normalised(message: Tensor) -> tuple[Tensor, Tensor]:
 def _sum_product(tensor: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """`out[r, k] = sum_ij tensor[i, j, k] x[r, i] y[r, j]`, one matrix product for each i: `(R, v)`.
 
-    The factors (R, v) stay in the processor's cache, while the whole outer product (R, v^2) would travel through
-    memory; any permutation of the rules is a tensor of matrices that the product reads as they lie.
+    A piece of the factors (R, v) stays in the processor's cache, while the whole outer product (R, v^2) would travel
+    through memory; any permutation of the rules is a tensor of matrices that the product reads as they lie.
     """
-    out, scaled = torch.zeros_like(y), torch.empty_like(y)
-    for x_i, matrix in zip(x.T.contiguous(), tensor, strict=True):
-        torch.mul(x_i[:, None], y, out=scaled)
-        out.addmm_(scaled, matrix)
+    out = torch.zeros_like(y)
+    for part, x_part, y_part in _row_pieces(_entries(_MESSAGE_ENTRIES, y) // y.shape[1], out, x, y):
+        scaled = torch.empty_like(y_part)
+        for x_i, matrix in zip(x_part.T.contiguous(), tensor, strict=True):
+            torch.mul(x_i[:, None], y_part, out=scaled)
+            part.addmm_(scaled, matrix)
     return out
 
 
 def _max_product(tensor: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """`out[r, k] = max_ij tensor[i, j, k] x[r, i] y[r, j]`, `(R, v)`."""
     out = torch.zeros_like(y)
-    for x_i, matrix in zip(x.T, tensor, strict=True):
-        torch.maximum(out, (matrix.T * y[:, None]).amax(2).mul_(x_i[:, None]), out=out)
+    for part, x_part, y_part in _row_pieces(_entries(_CHUNK_ENTRIES, y) // (8 * y.shape[1] ** 2), out, x, y):
+        for x_i, matrix in zip(x_part.T, tensor, strict=True):
+            torch.maximum(part, (matrix.T * y_part[:, None]).amax(2).mul_(x_i[:, None]), out=part)
     return out
+
+
+def _row_pieces(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(tensor.split(max(1, rows)) for tensor in tensors), strict=True)
 
 
 def _times(message: Tensor, matrix: Tensor) -> Tensor:
@@ -370,11 +390,14 @@ def _draw(weights: Tensor, keys: Tensor, word: int) -> Tensor:
 
 def _in_chunks(step: Callable[[slice], list[Tensor]], tokens: Tensor, v: int, entries: int) -> list[Tensor]:
     """The results of `step` for all rows, which it gets in slices; the messages of a row hold `entries` numbers."""
-    kind = tokens.device.type
-    message, chunk = (sizes.get(kind, sizes['cpu']) for sizes in (_MESSAGE_ENTRIES, _CHUNK_ENTRIES))
+    message, chunk = _entries(_MESSAGE_ENTRIES, tokens), _entries(_CHUNK_ENTRIES, tokens)
     rows = max(1, min(message // v, chunk // entries))
     pieces = [step(slice(first, first + rows)) for first in range(0, max(1, len(tokens)), rows)]
     return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+
+
+def _entries(sizes: dict[str, int], tensor: Tensor) -> int:
+    return sizes.get(tensor.device.type, sizes['cpu'])
 
 
 def _prepared(grammar: TreeGrammar, tokens: Tensor, name: str, device: Device) -> tuple[Tensor, list[_Level], Tensor]:
@@ -389,7 +412,8 @@ def _prepared(grammar: TreeGrammar, tokens: Tensor, name: str, device: Device) -
         raise ValueError(f'{name} of shape {tuple(tokens.shape)} do not fit a tree of {n} leaves: give {meant}')
     if tokens.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise ValueError(f'{name} of type {tokens.dtype} are no tokens: give integers')
-    tokens = tokens.to(device=device, dtype=torch.int64)
+    device = torch.device(tokens.device if device is None else device)
+    tokens = tokens.to(device='cpu' if device.type == 'mps' else device, dtype=torch.int64)
     wrong = tokens[(tokens < 0) | (tokens >= grammar.v)]
     if len(wrong):
         raise ValueError(

@@ -212,6 +212,28 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, name: str, entri
         torch.testing.assert_close(parts, whole, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize(('shared', 'beside'), [(True, 1), (False, 1), (True, 6)])
+def test_the_nodes_of_a_level_go_through_its_rules_together(
+    monkeypatch: pytest.MonkeyPatch, shared: bool, beside: int
+) -> None:
+    """At most one product a level upwards and one downwards, however many nodes: rules are read once for few rows."""
+    grammar = random_grammar(3, 6, seed=7, shared=shared)
+    products = []
+
+    def counting(tensor: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        products.append(len(y))
+        return _sum_product(tensor, x, y)
+
+    _sum_product = inference._sum_product
+    monkeypatch.setattr(inference, '_sum_product', counting)
+    all_next_token_probs(grammar, grammar.sequences(0, beside))
+    assert len(products) <= 2 * 5
+    assert sum(products) == beside * (2**6 - 2 * 6)  # contractions of v^3 in all, as documented
+    products.clear()
+    next_token_probs(grammar, grammar.sequences(0, beside)[:, :-1])
+    assert len(products) <= 2 * 5 and sum(products) == beside * (2**5 - 2)
+
+
 @pytest.mark.parametrize('beta', [0.0, 2.0, 12.0])
 def test_nothing_underflows_at_depth_ten(beta: float) -> None:
     grammar = RLM(v=8, L=10, beta=beta)
@@ -292,6 +314,14 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
             ancestor_posteriors(grammar, leaves, past=past)
     with pytest.raises(ValueError, match='n=0 '):
         sample_posterior(grammar, leaves, n=0, seed=0)
+
+
+def test_where_there_is_no_float64_the_cpu_takes_its_place() -> None:
+    grammar = random_grammar(3, 2, seed=4)
+    leaves = grammar.sequences(0, 5)
+    for function in (all_next_token_probs, log_likelihood):
+        found = function(grammar, leaves, device='mps')
+        assert found.device.type == 'cpu' and torch.equal(found, function(grammar, leaves))
 
 
 def test_empty_batches_and_narrow_integers_are_welcome() -> None:
