@@ -24,13 +24,13 @@ def plot_sweep(results: Results, by: str | None = None) -> Figure:
 
     A line is the mean over repetitions, its band reaches from their 16th to their 84th percentile: as far as one
     standard deviation, were they normal. A dashed line is the mean floor, the loss of the best possible predictors, of
-    the line of its colour. `by` is the first axis with several values by default; of the points of the other axes there
-    are the first six. Raises ValueError for a `by` that is no axis.
+    the line of its colour. `by` is the axis with the most values by default; of the points of the other axes there are
+    the first six. Raises ValueError for a `by` that is no axis.
     """
     axes = [name for name in results.axes if name != 'repetition']
     if by is not None and by not in axes:
         raise ValueError(f'by={by!r} is no axis: {similar(by, axes)}')
-    by = by or next((name for name in axes if len(results.axes[name]) > 1), None)
+    by = by or max(axes, key=lambda name: len(results.axes[name]), default=None)
     others = [name for name in axes if name != by]
     points = list(itertools.product(*(enumerate(results.axes[name]) for name in others)))[:_MOST_COLUMNS]
     labels = [f'{by} = {format_value(value)}' for value in results.axes[by]] if by else ['all runs']
