@@ -10,13 +10,18 @@ export SLURM_CONF=$folder/slurm.conf
 # collects no orphans, as in many containers, daemons that have ended stay in /proc as zombies (Z).
 alive() { grep -q "($1[^)]*) [^Z]" "/proc/$2/stat" 2>/dev/null; }
 
+# Jobs first: without the daemons nobody would end them. Those that do not listen are killed by SLURM in ten seconds.
+user=$(id -un)
+if [ -e "$SLURM_CONF" ] && timeout 5 scancel --user="$user" 2>/dev/null; then
+    for _ in {1..150}; do
+        timeout 5 scancel --signal=KILL --full --user="$user" 2>/dev/null
+        [ -n "$(timeout 5 squeue --noheader --states=running,completing 2>/dev/null)" ] || break
+        sleep 0.1
+    done
+fi
 for daemon in slurmctld slurmd munged; do
     # Read once: a daemon removes its file before it ends, and may yet hang.
     pid=$(cat "$folder/$daemon.pid" 2>/dev/null) && alive "$daemon" "$pid" || continue
-    if [ "$daemon" = slurmctld ]; then
-        timeout 10 scancel --signal=KILL --full --user="$(id -un)" 2>/dev/null
-        timeout 10 scancel --user="$(id -un)" 2>/dev/null
-    fi
     kill "$pid"
     for _ in {1..50}; do
         alive "$daemon" "$pid" || continue 2
