@@ -46,43 +46,89 @@ def train(config: Config, say: Say = print) -> Outcome:
     Raises ValueError when the files are those of another configuration or cannot be read, DivergedError when the loss
     is no longer finite, OSError when a file cannot be written. Files that were good stay so.
     """
+    with ExitStack() as stack:
+        opened = open_run(config, stack, say)
+        if isinstance(opened, Outcome):
+            return opened
+        if not run(opened.trainer, opened.files, opened.interruption):
+            say(f'{opened.interruption.name}: saved at step {opened.trainer.step}; the same command goes on from there')
+            return opened.outcome('interrupted')
+        return opened.finish()
+
+
+@dataclass
+class OpenedRun:
+    """A run that this process holds, at the step where it begins or goes on."""
+
+    config: Config
+    machine: Machine
+    files: RunFiles
+    trainer: Trainer
+    interruption: Interruption
+
+    def outcome(self, status: str) -> Outcome:
+        """How it stands."""
+        t = self.trainer
+        return Outcome(status, t.step, t.dynamics, t.best, t.language.entropy, t.excess_error)
+
+    def finish(self) -> Outcome:
+        """Writes the file of the finished run and its picture, and removes what only resuming needed."""
+        trainer = self.trainer
+        output = {
+            **trainer.language.losses(),
+            'dynamics': trainer.dynamics,
+            'step': trainer.step,
+            'early_stop': trainer.stopped_early,
+            'excess_error': trainer.excess_error,
+            'machine': self.machine.to_dict(),
+        }
+        content = {'config': self.config.to_dict(), 'output': output, 'model': trainer.weights(), 'best': trainer.best}
+        save_learning_curve(trainer.dynamics, trainer.language, self.config, self.files.picture)
+        save(content, self.files.final)
+        _remove_surplus(self.config, self.files)
+        return self.outcome('stopped early' if trainer.stopped_early else 'done')
+
+
+def open_run(config: Config, stack: ExitStack, say: Say, alone: bool = True) -> OpenedRun | Outcome:
+    """Begins a run or goes on with it: checks, locks and writes its first file; the outcome of one that is complete.
+
+    Locks, signals and the settings of the machine stay until the stack is closed. The trainer of a run that is not
+    `alone` takes no steps of its own: those of its ensemble are compiled. Raises what `train` raises.
+    """
     files = RunFiles(config.outname)
     begun = _begun(config, files)
     stored = _stored(config, files) if begun and config.resume != 'restart' else None
     chosen = machine.choose(config, stored.get('machine') if stored else None)
-    with machine.prepared(chosen, config.deterministic) as device, ExitStack() as claims:
-        if begun:
-            claims.enter_context(files.claim())
-        if stored is not None and files.final.exists():
-            return _complete(config, files)
-        checkpoint = files.newest(say) if stored is not None else None
-        if config.resume == 'require' and checkpoint is None:
-            raise ValueError(
-                f"resume='require' finds no checkpoint of outname={config.outname!r} to go on from: use auto"
-            )
-        _make_folder(config, files)
-        if config.resume == 'restart':
-            files.remove()
-        for leftover in files.leftovers():
-            leftover.unlink()
-            say(f'{leftover} was left by a killed process and is removed')
-        interruption = claims.enter_context(Interruption())
-        language = prepare_language(config, device, stored, say)
+    device = stack.enter_context(machine.prepared(chosen, config.deterministic))
+    if begun:
+        stack.enter_context(files.claim())
+    if stored is not None and files.final.exists():
+        return _complete(config, files)
+    checkpoint = files.newest(say) if stored is not None else None
+    if config.resume == 'require' and checkpoint is None:
+        raise ValueError(f"resume='require' finds no checkpoint of outname={config.outname!r} to go on from: use auto")
+    _make_folder(config, files)
+    if config.resume == 'restart':
+        files.remove()
+    for leftover in files.leftovers():
+        leftover.unlink()
+        say(f'{leftover} was left by a killed process and is removed')
+    interruption = stack.enter_context(Interruption())
+    language = prepare_language(config, device, stored, say)
+    if alone:
         trainer, chosen = _trainer(config, language, chosen, interruption, say)
-        if stored is None:
-            if files.config.exists():  # begun by another process in the meantime
-                raise files.busy()
-            content = {'config': config.to_dict(), 'machine': chosen.to_dict(), 'rules': language.rules()}
-            save({**content, **language.losses()}, files.config)
-            claims.enter_context(files.claim())
-        if checkpoint is not None:
-            _restore(trainer, checkpoint, files)
-            say(f'going on from step {trainer.step}')
-        if not run(trainer, files, interruption):
-            say(f'{interruption.name}: saved at step {trainer.step}; the same command goes on from there')
-            return _outcome('interrupted', trainer)
-        _finish(trainer, config, chosen, files)
-    return _outcome('stopped early' if trainer.stopped_early else 'done', trainer)
+    else:
+        trainer = Trainer(replace(config, compile='off'), language, device)
+    if stored is None:
+        if files.config.exists():  # begun by another process in the meantime
+            raise files.busy()
+        content = {'config': config.to_dict(), 'machine': chosen.to_dict(), 'rules': language.rules()}
+        save({**content, **language.losses()}, files.config)
+        stack.enter_context(files.claim())
+    if checkpoint is not None:
+        _restore(trainer, checkpoint, files)
+        say(f'going on from step {trainer.step}')
+    return OpenedRun(config, chosen, files, trainer, interruption)
 
 
 def _trainer(
@@ -173,33 +219,12 @@ def _no_folder(config: Config, error: OSError) -> ValueError:
     )
 
 
-def _finish(trainer: Trainer, config: Config, chosen: Machine, files: RunFiles) -> None:
-    """Writes the file of the finished run and its picture, and removes what only resuming needed."""
-    output = {
-        **trainer.language.losses(),
-        'dynamics': trainer.dynamics,
-        'step': trainer.step,
-        'early_stop': trainer.stopped_early,
-        'excess_error': trainer.excess_error,
-        'machine': chosen.to_dict(),
-    }
-    content = {'config': config.to_dict(), 'output': output, 'model': trainer.weights(), 'best': trainer.best}
-    save_learning_curve(trainer.dynamics, trainer.language, config, files.picture)
-    save(content, files.final)
-    _remove_surplus(config, files)
-
-
 def _remove_surplus(config: Config, files: RunFiles) -> None:
     """Removes what only resuming needed."""
     files.previous.unlink(missing_ok=True)
     if not config.checkpoints:
         for step in files.steps():
             files.checkpoint(step).unlink()
-
-
-def _outcome(status: str, trainer: Trainer) -> Outcome:
-    t = trainer
-    return Outcome(status, t.step, t.dynamics, t.best, t.language.entropy, t.excess_error)
 
 
 def _complete(config: Config, files: RunFiles) -> Outcome:

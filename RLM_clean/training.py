@@ -103,19 +103,22 @@ class Trainer:
 
         Raises DivergedError when one of them is not finite.
         """
-        first, start = self.step, time.perf_counter()
+        start = time.perf_counter()
         losses = []
         while self.step < end and not interrupted():
             losses.append(self.update(end - self.step))
-        values = torch.cat(losses).tolist() if losses else []
-        for i, value in enumerate(values, start=first + 1):
+        self.note(torch.cat(losses).tolist() if losses else [])
+        self.seconds += time.perf_counter() - start
+
+    def note(self, values: list[float]) -> None:
+        """Looks at the losses of the steps just taken. Raises DivergedError when one of them is not finite."""
+        for i, value in enumerate(values, start=self.step - len(values) + 1):
             self._check('training loss', value, i)
         self.since_record += values
         self.recent = (self.recent + values)[-WINDOW:]
         # Decided at fixed steps alone: an interruption must not move the end of a run.
         if self.step % WINDOW == 0 and len(self.recent) == WINDOW:
             self.stopped_early = sum(self.recent) / WINDOW <= self.config.loss_threshold
-        self.seconds += time.perf_counter() - start
 
     def record(self) -> Record:
         """Measures the model at this step and adds the record; keeps the model when its test loss is the best.
@@ -153,7 +156,10 @@ class Trainer:
         """The content of a checkpoint: the model, its last record, and what resuming needs."""
         self.take_steps.settle(self.step)
         resume = {name: getattr(self, name) for name in self._RESUMED}
-        resume['optimizer'] = self.optimizer.state_dict()
+        optimizer = self.optimizer.state_dict()
+        # Copies: a tensor that is a part of a larger one would be saved with all of it.
+        state = {i: {name: x.clone() for name, x in part.items()} for i, part in optimizer['state'].items()}
+        resume['optimizer'] = {**optimizer, 'state': state}
         return {'model': self.weights(), 'state': self.dynamics[-1], 'step': self.step, 'resume': resume}
 
     def restore(self, content: dict[str, Any]) -> None:
@@ -179,33 +185,61 @@ class Trainer:
             )
 
 
+class Session:
+    """A run under way: its records and its checkpoints, in its files at their times."""
+
+    def __init__(self, trainer: Trainer, files: RunFiles) -> None:
+        self.trainer, self.files = trainer, files
+        config, last = trainer.config, trainer.config.last_step
+        self.saves = set(init.save_times(last, config.save_freq))
+        self.times = init.print_times(last, config.print_freq, config.save_freq)
+        self.records = set(self.times)
+        self.keep = self.saves if config.checkpoints else set()
+        files.rewrite_log(trainer.dynamics)
+        files.retire_all(trainer.step, self.keep)
+        self.curves = Curves(config, trainer.language)
+
+    def visit(self) -> Record | None:
+        """Makes the record and the checkpoint that are due at this step, and returns the record if there was one."""
+        trainer = self.trainer
+        recorded = trainer.dynamics[-1]['t'] if trainer.dynamics else -1
+        if trainer.step == recorded or not (trainer.step in self.records or self.ended):
+            return None
+        record = trainer.record()
+        self.files.append_record(record)
+        self.curves.add(record)
+        if trainer.step in self.saves or self.ended:
+            self.save()
+        return record
+
+    def save(self) -> None:
+        """Saves a checkpoint."""
+        self.files.save_checkpoint(self.trainer.checkpoint(), self.keep)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is at its end."""
+        return self.trainer.step == self.trainer.config.last_step or self.trainer.stopped_early
+
+    @property
+    def next_stop(self) -> int:
+        """The next step with a record, or at which losses are looked at."""
+        step = self.trainer.step
+        return min(self.times[bisect_right(self.times, step)], step - step % WINDOW + WINDOW)
+
+
 def run(trainer: Trainer, files: RunFiles, interruption: Interruption) -> bool:
     """Updates, records and checkpoints until the end of the run (True) or an interruption (False)."""
-    config = trainer.config
-    last = config.last_step
-    saves = set(init.save_times(last, config.save_freq))
-    times = init.print_times(last, config.print_freq, config.save_freq)
-    records = set(times)
-    keep = saves if config.checkpoints else set()
-    files.rewrite_log(trainer.dynamics)
-    files.retire_all(trainer.step, keep)
-    entropy = trainer.language.entropy
-    with Progress(trainer.step, last, entropy) as progress, Curves(config, trainer.language) as curves:
+    session = Session(trainer, files)
+    with Progress(trainer.step, trainer.config.last_step, trainer.language.entropy) as progress, session.curves:
         while True:
-            ended = trainer.step == last or trainer.stopped_early
-            recorded = trainer.dynamics[-1]['t'] if trainer.dynamics else -1
-            if trainer.step > recorded and (trainer.step in records or ended):
-                record = trainer.record()
-                files.append_record(record)
+            record = session.visit()
+            if record is not None:
                 progress.record(record)
-                curves.add(record)
-                if trainer.step in saves or ended:
-                    files.save_checkpoint(trainer.checkpoint(), keep)
-            if ended:
+            if session.ended:
                 return True
             if interruption.requested():
-                files.save_checkpoint(trainer.checkpoint(), keep)
+                session.save()
                 return False
-            next_time = times[bisect_right(times, trainer.step)]
-            trainer.advance(min(next_time, trainer.step - trainer.step % WINDOW + WINDOW), interruption.requested)
+            trainer.advance(session.next_stop, interruption.requested)
             progress.advance(trainer.step)
