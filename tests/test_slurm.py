@@ -5,6 +5,7 @@ runs end as if nothing had happened.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,10 +22,11 @@ from small_runs import TINY, difference, read_log
 
 from RLM_clean import experiment, slurm, worker
 from RLM_clean.checkpoints import RunFiles
-from RLM_clean.plan import Plan, save_plan
+from RLM_clean.plan import Plan, read_plan, save_plan
 from RLM_clean.slurm import Resources
+from RLM_clean.sweep import main
 
-EXECUTION: dict[str, Any] = {'device': 'cpu'}
+EXECUTION: dict[str, Any] = {'device': 'cpu', 'threads': 1}
 SCRIPTS = ROOT / 'tests' / 'slurm'
 # Two minutes are more than any test waits for one thing.
 PATIENCE = 120
@@ -50,14 +52,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 class Sweep:
-    """A sweep over `runs` repetitions of a tiny run, and its job on the cluster."""
+    """A sweep and the number of its job on the cluster."""
 
-    def __init__(self, folder: Path, runs: int, max_iters: int) -> None:
-        options = {name: value for name, value in TINY.items() if name not in ('device', 'threads')}
+    def __init__(self, plan: Plan, job: str = '') -> None:
+        self.plan, self.job = plan, job
+
+    @classmethod
+    def make(cls, folder: Path, runs: int, max_iters: int) -> Sweep:
+        """A sweep over `runs` repetitions of a tiny run."""
+        options = {name: value for name, value in TINY.items() if name not in EXECUTION} | {'max_iters': max_iters}
         folder.mkdir()
-        self.plan = Plan(folder, (), {**options, 'max_iters': max_iters}, repetitions=runs, execution=EXECUTION)
-        save_plan(self.plan)
-        self.job = ''
+        plan = Plan(folder, (), options, repetitions=runs, execution=EXECUTION)
+        save_plan(plan)
+        return cls(plan)
 
     def launch(self, workers: int, work: str = 'slow_worker:work', **resources: Any) -> Sweep:
         """Submits workers whose runs take 0.05 seconds a step or more."""
@@ -93,7 +100,7 @@ class Sweep:
 
     def assert_undisturbed(self, tmp_path: Path) -> None:
         """All runs are there, each as this process trains it: the same files, but for the time they took."""
-        calm = Sweep(tmp_path / 'calm', len(self.plan.members), self.plan.options['max_iters'])
+        calm = Sweep.make(tmp_path / 'calm', len(self.plan.members), self.plan.members[0].config.max_iters)
         with mock.patch.object(experiment, 'save_learning_curve'):
             assert worker.work(calm.plan.folder, EXECUTION)
         for mine, other in zip(self.plan.members, calm.plan.members, strict=True):
@@ -123,13 +130,22 @@ def out_of_time(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Swee
     SLURM looks at time limits every 30 seconds, and sends the signal 30 seconds early rather than late: at the first
     look when the task is 10 seconds old, or older. This begins before the other tests, which is a minute less to wait.
     """
-    return Sweep(tmp_path_factory.mktemp('time') / 'sweep', runs=1, max_iters=1200).launch(1, minutes=1, notice=20)
+    return Sweep.make(tmp_path_factory.mktemp('time') / 'sweep', runs=1, max_iters=1200).launch(1, minutes=1, notice=20)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures('out_of_time')
-def test_an_array_trains_each_run_once(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path / 'sweep', runs=5, max_iters=40).launch(2, gpus=1, memory=0.5, partition='main')
+def test_an_array_trains_each_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line, in a folder of its own that the package is not in."""
+    monkeypatch.chdir(tmp_path)
+    words = [f'--{name}={value}' for name, value in TINY.items() if name != 'threads']
+    words += ['--outname=sweep', '--repetitions=5', '--launcher=slurm', '--workers=2', '--group=1']
+    assert main([*words, '--minutes=5', '--memory=0.5', '--gpus=1', '--partition=main']) == 0
+    job = re.search(r'job (\d+) of SLURM', capsys.readouterr().out)
+    assert job is not None
+    sweep = Sweep(read_plan('sweep', EXECUTION), job[1])
     sweep.wait()
     assert all(sweep.said().count(f'{member.name}: taken') == 1 for member in sweep.plan.members)
     assert all(': taken' in sweep.said(task) for task in (0, 1))
@@ -143,7 +159,7 @@ def test_a_task_that_is_asked_to_make_room_saves_and_is_requeued_and_goes_on(tmp
 
     The runs are shared out, so that each task comes back to its own.
     """
-    sweep = Sweep(tmp_path / 'sweep', runs=3, max_iters=160).launch(3, split=True)
+    sweep = Sweep.make(tmp_path / 'sweep', runs=3, max_iters=160).launch(3, split=True)
     ways = (('scancel', '--signal=USR1'), ('scancel', '--signal=USR2'), ('scontrol', 'requeue'))
     sweep.wait_for('step  20/160', range(3))
     for task, way in enumerate(ways):
@@ -162,7 +178,7 @@ def test_a_task_that_is_asked_to_make_room_saves_and_is_requeued_and_goes_on(tmp
 @pytest.mark.slow
 @pytest.mark.usefixtures('out_of_time')
 def test_a_task_that_is_cancelled_saves_and_does_not_come_back(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path / 'sweep', runs=1, max_iters=100).launch(1)
+    sweep = Sweep.make(tmp_path / 'sweep', runs=1, max_iters=100).launch(1)
     sweep.wait_for('step  20/100')
     command('scancel', sweep.job)
     sweep.wait()
@@ -182,7 +198,7 @@ def test_a_signal_is_heard_before_the_worker_is_there(tmp_path: Path) -> None:
         "def work(*_):\n    print('working', flush=True)\n    return True\n"
     )
     with mock.patch.dict(os.environ, PYTHONPATH=str(tmp_path)):
-        sweep = Sweep(tmp_path / 'sweep', runs=1, max_iters=1).launch(1, 'late_worker:work')
+        sweep = Sweep.make(tmp_path / 'sweep', runs=1, max_iters=1).launch(1, 'late_worker:work')
     sweep.wait_for('loading')
     command('scancel', '--signal=USR1', sweep.job)
     sweep.wait()
@@ -207,7 +223,7 @@ def test_a_task_that_is_out_of_time_is_requeued_and_goes_on_as_often_as_it_takes
 def test_tasks_that_are_preempted_are_requeued_and_go_on(out_of_time: Sweep, tmp_path: Path) -> None:
     """In the partition's grace time they save and leave; then the job that is urgent runs, and then they do."""
     out_of_time.wait()
-    sweep = Sweep(tmp_path / 'sweep', runs=2, max_iters=100).launch(2)
+    sweep = Sweep.make(tmp_path / 'sweep', runs=2, max_iters=100).launch(2)
     sweep.wait_for('step  20/100', range(2))
     command('sbatch', '--partition=urgent', '--wait', f'--output={tmp_path}/urgent.txt', '--wrap=echo ran')
     assert (tmp_path / 'urgent.txt').read_text() == 'ran\n'
@@ -221,7 +237,7 @@ def test_tasks_that_are_preempted_are_requeued_and_go_on(out_of_time: Sweep, tmp
 def test_what_slurm_refuses_is_told_in_one_line(
     cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = Sweep(tmp_path / 'sweep', runs=1, max_iters=1)
+    sweep = Sweep.make(tmp_path / 'sweep', runs=1, max_iters=1)
     with pytest.raises(ValueError, match=r'^SLURM refuses the jobs \(invalid partition specified: nowhere; .*\): .*$'):
         sweep.launch(2, partition='nowhere')
     assert capfd.readouterr() == ('', '')
@@ -243,7 +259,7 @@ def test_resources_that_make_no_sense_are_refused(options: dict[str, Any]) -> No
 
 
 def test_what_is_missing_is_told_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep = Sweep(tmp_path / 'sweep', runs=1, max_iters=1)
+    sweep = Sweep.make(tmp_path / 'sweep', runs=1, max_iters=1)
     monkeypatch.setattr(slurm.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(ValueError, match='needs a package that is missing: pip install submitit'):
         sweep.launch(1)
