@@ -29,7 +29,6 @@ install() {
         { apt-get update -q && apt-get install -qy --no-install-recommends slurm-wlm munge; }; } >"$log" 2>&1 </dev/null ||
         cannot "apt-get cannot install slurm-wlm and munge: $(grep -m1 '^E:' "$log" || tail -n1 "$log")"
     rm "$log"
-    # The services of the packages are not those of this script.
     hash -r
 }
 
