@@ -9,7 +9,7 @@ product on either side: `T` is the rule tensor of a level, `P_L[a, b] = sum_c T[
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from RLM_clean.streams import random_words, stream_key
 
 # Entries of float64 temporaries at a time: pairs of tokens go through in blocks of this size.
 _ENTRIES_PER_BLOCK = 2**22
+# Entries of the products of transition matrices that pairs of tokens share (8 bytes each).
+_PATH_ENTRIES = 2**24
 
 
 # ---------------------------------------------------------------------- one token
@@ -30,7 +32,7 @@ def level_marginals(grammar: TreeGrammar) -> list[Tensor]:
 
     `p_{2k} = p_k P_L`, `p_{2k+1} = p_k P_R`, from the prior down.
     """
-    return _laws(grammar, _transitions(grammar))
+    return _laws(grammar, transitions(grammar))
 
 
 def leaf_marginals(grammar: TreeGrammar) -> Tensor:
@@ -38,7 +40,29 @@ def leaf_marginals(grammar: TreeGrammar) -> Tensor:
     return level_marginals(grammar)[-1]
 
 
+def transitions(grammar: TreeGrammar) -> list[tuple[Tensor, Tensor]]:
+    """`(P_L, P_R)` of each level, two matrices `(v, v)` from a node to its left and to its right child."""
+    steps = []
+    for rules in grammar.rules:
+        left, right = torch.empty(2, grammar.v, grammar.v, dtype=torch.float64)
+        for parents, block in normalised_blocks(rules):
+            left[parents], right[parents] = block.sum(2), block.sum(1)
+        steps.append((left, right))
+    return steps * grammar.L if grammar.shared else steps
+
+
 # ---------------------------------------------------------------------- two tokens
+
+
+def children_law(grammar: TreeGrammar, level: int, law: Tensor) -> Tensor:
+    """`Q[b, c] = sum_a p[a] T[a, b, c]`, `(v, v)`: the law of the children of a node of a level whose law is p `(v,)`.
+
+    The rules are never in memory as float64 but for a block.
+    """
+    pair = torch.zeros(grammar.v**2, dtype=torch.float64)
+    for parents, block in normalised_blocks(grammar.rules[0 if grammar.shared else level]):
+        pair += law[parents] @ block.flatten(1)
+    return pair.view(grammar.v, grammar.v)
 
 
 def joint(grammar: TreeGrammar, i: int, j: int) -> Tensor:
@@ -53,13 +77,13 @@ def joint(grammar: TreeGrammar, i: int, j: int) -> Tensor:
         _check_position(position, 2**grammar.L)
     if i > j:
         return joint(grammar, j, i).T
-    steps = _transitions(grammar)
+    steps = transitions(grammar)
     laws = _laws(grammar, steps)
     if i == j:
         return torch.diag(laws[-1][i])
     height = (i ^ j).bit_length()
     top = grammar.L - height
-    pair = (laws[top][i >> height] @ grammar.level_rules(top).flatten(1)).view(grammar.v, grammar.v)
+    pair = children_law(grammar, top, laws[top][i >> height])
     for level in range(top + 1, grammar.L):
         # The next bit of a position, from the highest, tells whether the path turns left (0) or right (1).
         below = grammar.L - 1 - level
@@ -90,34 +114,39 @@ def mutual_information_by_distance(grammar: TreeGrammar, max_pairs: int = 2**12)
     The height h = 1..L is that of the lowest common ancestor above the tokens. There are 2^(L + h - 2) pairs of height
     h: the mean is over all of them if they are no more than `max_pairs` (every height of sequences up to 128 tokens by
     default), and otherwise over `max_pairs` of them, drawn uniformly with replacement from a random stream that the
-    height and the grammar's `seed_samples` own. Each pair is exact and costs two products of `(v, v)` matrices: the
-    products of transition matrices below a height are shared by all of its pairs.
+    height and the grammar's `seed_samples` own. Each pair is exact and costs two products of `(v, v)` matrices, and two
+    more for each level above the lowest ones: the products of transition matrices below a node are shared by all pairs
+    as far as 2^24 numbers hold them (10 levels for v = 128, 6 for v = 512).
 
     Raises ValueError for max_pairs below 1.
     """
     if max_pairs < 1:
         raise ValueError(f'max_pairs={max_pairs} leaves nothing to average: use 1 or more')
     v, L = grammar.v, grammar.L
-    steps = _transitions(grammar)
+    steps = transitions(grammar)
     laws = _laws(grammar, steps)
-    # paths[w]: from a child of the common ancestor to the leaf w below it; the highest bit of w is the first step.
-    paths = torch.eye(v, dtype=torch.float64)[None]
+    # paths[w]: from a node `shared` levels above the leaves to the leaf w below it; the highest bit of w comes first.
+    paths, shared = torch.eye(v, dtype=torch.float64)[None], 0
     means = torch.empty(L, dtype=torch.float64)
     rules = _rules_from_the_leaves(grammar)
     for height in range(1, L + 1):
         level = L - height
-        if height > 1:
+        if shared == height - 2 and 2 * paths.numel() <= _PATH_ENTRIES:
             left, right = steps[level + 1]
-            paths = torch.cat((left @ paths, right @ paths))
+            paths, shared = torch.cat((left @ paths, right @ paths)), height - 1
         T = next(rules).flatten(1)
         total = 0.0
         words = _pairs_of_height(grammar, height, max_pairs)
         for chunk in words.split(max(1, _ENTRIES_PER_BLOCK // v**2)):
             # Three fields of a word: the ancestor, and the paths to the tokens below its left and its right child.
             nodes, where = torch.unique(chunk >> 2 * (height - 1), return_inverse=True)
-            lefts, rights = chunk >> (height - 1) & len(paths) - 1, chunk & len(paths) - 1
             pairs = (laws[level][nodes] @ T).view(-1, v, v)[where]
-            total += _information(paths[lefts].mT @ pairs @ paths[rights]).sum().item()
+            sides = chunk >> (height - 1), chunk
+            for above in range(height - 2, shared - 1, -1):
+                left, right = (torch.stack(steps[L - 1 - above])[side >> above & 1] for side in sides)
+                pairs = left.mT @ pairs @ right
+            left, right = (paths[side & len(paths) - 1] for side in sides)
+            total += _information(left.mT @ pairs @ right).sum().item()
         means[height - 1] = total / len(words)
     return means
 
@@ -127,7 +156,7 @@ def mutual_information_by_distance(grammar: TreeGrammar, max_pairs: int = 2**12)
 
 def rule_entropy(rules: Tensor) -> Tensor:
     """`-sum_bc M[a, b, c] ln M[a, b, c]` of each parent a, `(v,)` nats, for rules `(v, v, v)`."""
-    return torch.cat([torch.special.entr(block).sum((1, 2)) for block in normalised_blocks(rules)])
+    return _of_parents(lambda block: torch.special.entr(block).sum((1, 2)), rules)
 
 
 def participation_ratio(rules: Tensor) -> Tensor:
@@ -137,7 +166,7 @@ def participation_ratio(rules: Tensor) -> Tensor:
     to v^2 (uniform). The order parameter of the freezing of a random energy model: B. Derrida, Phys. Rev. B 24, 2613
     (1981); M. Mezard and A. Montanari, Information, Physics, and Computation, ch. 5 (2009).
     """
-    return torch.cat([block.square().sum((1, 2)) for block in normalised_blocks(rules)])
+    return _of_parents(lambda block: block.square().sum((1, 2)), rules)
 
 
 def tree_entropy(grammar: TreeGrammar) -> float:
@@ -199,14 +228,12 @@ def _check_position(position: int, n: int) -> None:
         raise ValueError(f'position={position} is outside a sequence of {n} tokens: use 0 to {n - 1}')
 
 
-def _transitions(grammar: TreeGrammar) -> list[tuple[Tensor, Tensor]]:
-    """`(P_L, P_R)` of each level, two matrices `(v, v)` from a node to its left and to its right child."""
-    pairs = []
-    for rules in grammar.rules:
-        blocks = [(block.sum(2), block.sum(1)) for block in normalised_blocks(rules)]
-        left, right = (torch.cat(side) for side in zip(*blocks, strict=True))
-        pairs.append((left, right))
-    return pairs * grammar.L if grammar.shared else pairs
+def _of_parents(number: Callable[[Tensor], Tensor], rules: Tensor) -> Tensor:
+    """One number of each parent `(v,)` by a function of blocks of rules."""
+    numbers = torch.empty(len(rules), dtype=torch.float64)
+    for parents, block in normalised_blocks(rules):
+        numbers[parents] = number(block)
+    return numbers
 
 
 def _laws(grammar: TreeGrammar, steps: list[tuple[Tensor, Tensor]]) -> list[Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from RLM_clean.correlations import (
     ambiguity,
+    children_law,
     covariance,
     joint,
     leaf_marginals,
@@ -27,6 +28,7 @@ from RLM_clean.correlations import (
     mutual_information_by_distance,
     participation_ratio,
     rule_entropy,
+    transitions,
     tree_entropy,
 )
 from RLM_clean.counting import (
@@ -56,8 +58,10 @@ Estimate = tuple[float, float]
 _TOKENS_PER_PASS = 2**15
 # Entries of a joint distribution of tokens that is summed over exactly (8 bytes each).
 _EXACT_ENTRIES = 2**24
-# Multiplications in float64 that the sampled posteriors of one quantity may take: some seconds on two cores.
+# Multiplications in float64 that the sampled posteriors of one quantity may take: about five seconds on two cores.
 _SAMPLING_BUDGET = 2e11
+# Contexts that are sampled however dear they are: the fewest whose spread still tells the error.
+_FEWEST_CONTEXTS = 8
 # Entries of the posteriors that are kept for the excess loss (8 bytes each).
 _REFERENCE_ENTRIES = 2**24
 
@@ -119,14 +123,13 @@ def window_distribution(grammar: TreeGrammar, m: int) -> Tensor:
     if not 1 <= m <= n:
         raise ValueError(f'm={m} is no number of tokens of a sequence of {n}: use 1 to {n}')
     height = (m - 1).bit_length()
-    spine = right_spine(grammar)
+    level, half = grammar.L - height, 2**height // 2
+    law = right_spine(grammar)[level]
     if height == 0:
-        return spine[-1]
-    v, half = grammar.v, 2 ** (height - 1)
-    level = grammar.L - height
-    pair = (spine[level] @ grammar.level_rules(level).flatten(1)).view(v, v)
+        return law
+    pair = children_law(grammar, level, law)
     left, right = _below(grammar, height - 1, m - half), _below(grammar, height - 1, half)
-    return (left.T @ pair @ right).view((v,) * m)
+    return (left.T @ pair @ right).view((grammar.v,) * m)
 
 
 def _below(grammar: TreeGrammar, height: int, m: int) -> Tensor:
@@ -143,8 +146,8 @@ def _below(grammar: TreeGrammar, height: int, m: int) -> Tensor:
 def right_spine(grammar: TreeGrammar) -> list[Tensor]:
     """The distributions `(v,)` of the symbols on the right edge of the tree, from the root (the prior) to x_n."""
     distributions = [grammar.prior]
-    for level in range(grammar.L):
-        distributions.append(distributions[-1] @ grammar.level_rules(level).sum(1))
+    for _, right in transitions(grammar):
+        distributions.append(distributions[-1] @ right)
     return distributions
 
 
@@ -178,7 +181,8 @@ def window_entropies(
     Exact, with an error of 0, where the sum over all contexts is affordable: always for k = 0 and 1. Otherwise the
     mean of the entropy of the exact posterior over contexts of sampled sequences (the first of the stream 'floors' of
     `seed`, by default the grammar's own): unbiased, and with less variance than the mean of -ln P(x_n | context).
-    There are `num_samples` contexts, fewer where one is so dear that they would take more than some seconds.
+    There are `num_samples` contexts, fewer where one is so dear that they would take more than some seconds, but 8 at
+    least: of so few, the standard error itself is known to a quarter.
 
     Raises ValueError for k outside 0..n-1 and for fewer than 2 samples where the sum is not exact.
     """
@@ -210,10 +214,13 @@ def summable(grammar: TreeGrammar, k: int) -> bool:
 
 
 def _affordable(grammar: TreeGrammar, k: int, num_samples: int) -> int:
-    """How many contexts of k tokens the budget allows: a posterior takes about k/2 contractions of v^3."""
+    """How many contexts of k tokens the budget allows: a posterior takes about k/2 contractions of v^3.
+
+    Beyond the budget, the few that are left cost as much as some tens of training steps on sequences of that length.
+    """
     if num_samples < 2:
         raise ValueError(f'num_samples={num_samples} gives no standard error: use 2 or more')
-    return min(num_samples, max(64, int(_SAMPLING_BUDGET / (max(1, k / 2) * grammar.v**3))))
+    return min(num_samples, max(_FEWEST_CONTEXTS, int(_SAMPLING_BUDGET / (max(1, k / 2) * grammar.v**3))))
 
 
 def _sample_contexts(grammar: TreeGrammar, k: int, number: int, seed: int | None) -> Tensor:
@@ -320,7 +327,7 @@ def reference(
     if v**size <= num_samples and summable(grammar, size):
         return _whole_reference(grammar, size, objective)
     number = _affordable(grammar, size * (2 if objective == 'all' else 1), num_samples)
-    number = min(number, max(64, _REFERENCE_ENTRIES // (v * (size if objective == 'all' else 1))))
+    number = min(number, max(_FEWEST_CONTEXTS, _REFERENCE_ENTRIES // (v * (size if objective == 'all' else 1))))
     inputs = _sample_contexts(grammar, size, number, seed)
     if objective == 'last':
         return Reference(inputs, next_token_probs(grammar, inputs).cpu(), None)

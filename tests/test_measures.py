@@ -304,7 +304,10 @@ def test_contexts_are_the_first_sequences_of_the_stream_of_floors(monkeypatch: p
     monkeypatch.setattr(measures, '_SAMPLING_BUDGET', 80 * 6**3)
     assert len(measures.reference(grammar, 2).inputs) == 80
     monkeypatch.setattr(measures, '_SAMPLING_BUDGET', 0)
-    assert len(measures.reference(grammar, 3).inputs) == 64
+    assert len(measures.reference(grammar, 3).inputs) == 8
+    monkeypatch.setattr(measures, '_SAMPLING_BUDGET', 1e9)
+    monkeypatch.setattr(measures, '_REFERENCE_ENTRIES', 0)
+    assert len(measures.reference(grammar, 3, 'all').inputs) == 8
 
 
 def test_a_sum_is_exact_as_far_as_the_budget_goes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ class TreeGrammar(Dataset):
         self._permutation: tuple[int, Tensor] | None = None
         self._root_table = AliasTable([self.prior[None]], 1, self.v, self.device)
         self._tables = [
-            AliasTable((block.flatten(1) for block in normalised_blocks(tensor)), self.v, self.v**2, self.device)
+            AliasTable((block.flatten(1) for _, block in normalised_blocks(tensor)), self.v, self.v**2, self.device)
             for tensor in self.rules
         ]
 
@@ -234,16 +234,18 @@ class TreeGrammar(Dataset):
         return children.flatten(1)
 
 
-def normalised_blocks(rules: Tensor) -> Iterator[Tensor]:
-    """Blocks of parents `(r, v, v)` of a rule tensor, in order, as float64 with rows that sum to one.
+def normalised_blocks(rules: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Some parents after the other: which, and their rules `(r, v, v)` as float64 with rows that sum to one.
 
     Whoever uses rules gets them from here or whole from `TreeGrammar.level_rules`: sampler, inference and entropies
-    share the same numbers.
+    share the same numbers. What is made of the blocks is best put where it belongs at once: small tensors that are kept
+    between one block and the next keep the allocator from using the memory of the first again.
     """
     # Never a block of one row: torch cuts the sum of a single row by the number of threads, which changes its rounding.
-    rows = max(2, _ENTRIES_PER_BLOCK // rules.shape[0] ** 2)
+    rows, first = max(2, _ENTRIES_PER_BLOCK // rules.shape[0] ** 2), 0
     for block in rules.tensor_split(max(1, len(rules) // rows)):
-        yield _normalised(block)
+        yield slice(first, first + len(block)), _normalised(block)
+        first += len(block)
 
 
 def _normalised(rules: Tensor) -> Tensor:
@@ -254,9 +256,9 @@ def _normalised(rules: Tensor) -> Tensor:
 def _check_rules(rules: Tensor, v: int) -> None:
     if rules.shape != (v, v, v) or v < 2:
         raise ValueError(f'rules of shape {tuple(rules.shape)} are not (v, v, v) with the same v >= 2 on each level')
-    sums = torch.stack([row.sum(dtype=torch.float64) for row in rules])  # in float64 a row at a time, never all
-    # Also false for NaN. float32 rules, which are only normalised to rounding, pass.
-    if not (rules.min() >= 0 and (sums - 1).abs().max() < 1e-3):
+    # Also false for NaN. float32 rules, which are only normalised to rounding, pass. A row at a time: the sum in
+    # float64 makes a copy.
+    if not (rules.min() >= 0 and all(abs(row.sum(dtype=torch.float64).item() - 1) < 1e-3 for row in rules)):
         raise ValueError('rules must be probabilities: not negative, with sums over the children of one')
 
 
