@@ -1,4 +1,7 @@
-"""What compiling a step costs and gains: in seconds, and in whole runs that leave it to compile=auto."""
+"""What compiling a step costs and gains: in seconds, and in whole runs that leave it to `compile=auto`.
+
+The cache of earlier compilations is a folder of each measurement's own. Whole runs are those of the command line.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +43,8 @@ def measure(settings: Settings) -> Result:
     for name, options in watched({f'compilation, {name}': options for name, options in sizes.items()}):
         rows.append({'step': name.split(', ', 1)[1], **_compilation(options, repeats)})
     note = (
-        'Seconds until the first step is taken: compiled with an empty cache, again with a full one, and not compiled. '
-        'Compiling has paid after as many steps as win back the seconds of an empty cache.'
+        'Seconds until the first step is taken: with an empty cache, again with what it holds then, and without '
+        'compiling; and the number of steps that win back the first.'
     )
     result.tables.append(Table('Compilations', rows, note))
     _whole_runs(settings, repeats, result)

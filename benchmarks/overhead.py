@@ -1,4 +1,8 @@
-"""What a run does beside its steps: drawing sequences, the loop, evaluations, floors and files, and its memory."""
+"""What a run does beside its steps: the loop, drawing sequences, evaluations, floors and files; and its memory.
+
+The first table sets a step on a batch that is there already beside a step of the loop, without and with the drawing
+of sequences. The others say where the seconds of a whole run go, by clocks around the functions that spend them.
+"""
 
 from __future__ import annotations
 

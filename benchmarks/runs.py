@@ -1,4 +1,8 @@
-"""Whole runs from the command line to the last file, and what the plain way would take for them."""
+"""Whole runs from the command line to the last file, and what the plain way would take for them.
+
+The plain way's time is extrapolated from as many of its steps as are given, and one of its evaluations, on as many
+threads as serve it best; its start is not charged to it, and it has neither floors nor files.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +25,10 @@ BOUNDS = {'default': 20.0, 'L=3': 60.0}
 
 
 def plain_run(options: dict[str, Any], steps: int, budget: float) -> dict[str, float]:
-    """What a whole run would take the plain way, from some of its steps and one evaluation; for a process of its own.
+    """What a whole run would take the plain way, for a process of its own.
 
     It is tried with one thread and with all cores; with the faster it takes as many steps as `steps`, or as fit in
-    `budget` seconds. Start, floors and files are not charged to it.
+    `budget` seconds.
     """
     config = Config(outname='unused', **options)
     start = time.perf_counter()
@@ -91,9 +95,8 @@ def measure(settings: Settings) -> Result:
         bound = None if settings.quick else BOUNDS.get(name)
         result.ratios.append(Ratio(f'{name}: plain way / this library', values, at_least=bound))
     note = (
-        'This library: set-up, floors, 30000 steps, evaluations and files, from the command line, all of it over the '
-        'number of steps in the second column. The plain way: the steps and evaluations of the same run, extrapolated '
-        'from those measured, without its start, floors and files.'
+        'This library: start, set-up, floors, steps, evaluations and files; the second column is all of that over the '
+        'number of steps. The plain way: the set-up, and as many steps and evaluations as the run has.'
     )
     result.tables.append(Table('Whole runs', rows, note))
     return result

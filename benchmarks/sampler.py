@@ -1,4 +1,8 @@
-"""The sampler: leaves a second over sizes of the language, and against the plain way."""
+"""The sampler: leaves drawn a second, over the size of the language and the depth of its trees, beside the plain way.
+
+Sequences are drawn in large chunks, new ones each time, with one thread and with all cores. The plain way draws each
+pair of children by `torch.multinomial` from the v^2 probabilities of its parent, 64 sequences at a time.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import statistics
 from typing import Any
 
 from benchmarks import plain
-from benchmarks.measure import Settings, Work, in_turn, watched
+from benchmarks.measure import Settings, Work, in_turn
 from benchmarks.report import Ratio, Result, Table, quotients
 from RLM_clean.datasets import RLM
 from RLM_clean.machine import available_cores
@@ -32,13 +36,12 @@ def measure(settings: Settings) -> Result:
     cores = available_cores()
     numbers = sorted({1, cores})
     works: dict[tuple[Any, ...], Work] = {}
-    for _, v in watched({f'tables of v={v}': v for v in vs}, {f'tables of v={v}': v**3 for v in vs}):
+    for v in vs:
         grammar = RLM(v, 1)
         works |= {(v, L, n): drawing(grammar, L, leaves, n) for L in Ls for n in numbers}
         if v == 128:
             works |= {('plain', v, L, n): plain_drawing(grammar, L, n) for L in (1, 3) for n in numbers}
-    for _ in watched({f'{len(works)} timings, {settings.repeats} times': None}):
-        times = in_turn(works, settings.repeats, settings.span)
+    times = in_turn(works, settings.repeats, settings.span)
 
     rows = []
     for v in vs:
@@ -49,7 +52,7 @@ def measure(settings: Settings) -> Result:
             plainly = [times[key] for n in numbers if (key := ('plain', v, L, n)) in times]
             row['plain way'] = 1e-6 / min(map(statistics.median, plainly)) if plainly else None
             rows.append(row)
-    note = 'The plain way with as many threads as serve it best. Sequences of 2^L leaves.'
+    note = 'A sequence has 2^L leaves. The plain way has as many threads as serve it best.'
     table = Table('Leaves drawn a second (10^6)', rows, note)
 
     best = min((times['plain', 128, 3, n] for n in numbers), key=statistics.median)

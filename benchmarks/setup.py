@@ -1,4 +1,7 @@
-"""The set-up of a run: seconds and memory for the language, its sampling tables and its floors."""
+"""The set-up of a run: seconds and memory for the language with its sampling tables, and for its exact floors.
+
+Each row is measured in a process of its own, which then takes a first 128 steps: the peak memory of a whole run.
+"""
 
 from __future__ import annotations
 
@@ -58,6 +61,6 @@ def measure(settings: Settings) -> Result:
                 Ratio(f'{name}: set-up (s)', [run['whole'] for run in runs], at_most=limits[0]),
                 Ratio(f'{name}: peak memory (GB)', [run['trained'] for run in runs], at_most=limits[1]),
             ]
-    note = 'Each in a process of its own, of which torch alone takes a quarter of a GB. Eager steps.'
+    note = 'Of the memory, torch alone takes a quarter of a GB.'
     result.tables.append(Table('The set-up of a run', rows, note))
     return result

@@ -1,4 +1,10 @@
-"""A step of training: the plain way, eagerly, compiled, and its matrix products alone."""
+"""A step of training: the plain way, eagerly, compiled, and its matrix products alone.
+
+All take a batch that is there already. The plain way computes all positions, with autograd and torch.optim as they
+come. The products are those of the forward and of the backward pass as the step computes them, attention's included,
+one after the other into places that are there already: what the step cannot do without. The second table is what the
+rule of `threads=auto` rests on.
+"""
 
 from __future__ import annotations
 
@@ -103,9 +109,9 @@ def measure(settings: Settings) -> Result:
 
     rates = ', '.join(f'{2e-9 * rate:.0f} on {n} thread{"s" * (n > 1)}' for n, rate in peaks.items())
     note = (
-        'Steps on a batch that is there already. The plain way computes all positions, on as many threads as serve it '
-        'best. "Of the peak": the multiplications of the compiled step against those of the best large matrix product '
-        f'on the same threads (10^9 float32 operations a second: {rates}).'
+        'The plain way has as many threads as serve it best. "Of the peak" sets the multiplications of the compiled '
+        'step beside those of the best large matrix product on the same threads, which makes, in 10^9 float32 '
+        f'operations a second: {rates}.'
     )
     result.tables.append(Table('A step', [rows[name] for name in sizes], note))
     note = 'L=3, depth 1. The last column is what threads=auto takes.'

@@ -23,7 +23,7 @@ from test_streams import ALARM, chi_square
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import plain, sampler
+from benchmarks import plain, sampler, steps
 from benchmarks.measure import Work, clocked, in_process, in_turn, threads_kept
 from benchmarks.plain import PlainRun
 from benchmarks.products import multiplications, products_alone
@@ -95,11 +95,11 @@ def test_the_products_are_those_of_an_eager_step(shape: dict[str, Any]) -> None:
     config = tiny(embedding_dim=16, **shape)
     trainer = make_trainer(config)
     batch = trainer.feed(0)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as step:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as whole:
         trainer.take_steps(0, *batch)
     with FlopCounterMode(display=False) as alone:
         products_alone(config)()
-    assert step.get_total_flops() == alone.get_total_flops() == 2 * multiplications(config)
+    assert whole.get_total_flops() == alone.get_total_flops() == 2 * multiplications(config)
 
 
 # ---------------------------------------------------------------------- how things are measured
@@ -197,11 +197,13 @@ def test_tables_are_written_as_markdown() -> None:
 
 
 def test_a_file_of_results_is_printed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = {'machine': {}, 'benchmarks': {'steps': {'seconds': 1.0, **RESULT.to_dict()}}}
+    report = {'machine': {'cores': 2, 'torch': '3'}, 'benchmarks': {'steps': {'seconds': 1.0, **RESULT.to_dict()}}}
     (tmp_path / 'report.json').write_text(json.dumps(report))
-    for words, text in (([], as_text(RESULT)), (['--markdown'], as_markdown(RESULT))):
-        main(['--show', str(tmp_path / 'report.json'), *words])
-        assert capsys.readouterr().out.strip() == f'## steps\n\n{text}'
+    main(['--show', str(tmp_path / 'report.json')])
+    assert capsys.readouterr().out == f'cores 2, torch 3\n\n## steps (1 s)\n\n{as_text(RESULT)}\n'
+    main(['--show', str(tmp_path / 'report.json'), '--markdown'])
+    printed = capsys.readouterr().out
+    assert '\n## steps\n' in printed and steps.__doc__.strip() in printed and as_markdown(RESULT) in printed
 
 
 @pytest.mark.parametrize('words', (['stepps'], ['--repeats=0'], *([] if torch.cuda.is_available() else [['gpu']])))
