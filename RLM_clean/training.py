@@ -59,8 +59,12 @@ class BatchFeed:
             )
             self.first = first
         start = step - first
-        stop = start + (most if start + most <= self.chunk else 1)
+        stop = start + (most if most <= self.left(step) else 1)
         return self.inputs[start:stop], self.targets[start:stop]
+
+    def left(self, step: int) -> int:
+        """How many steps from this one have their batches in one chunk."""
+        return self.chunk - step % self.chunk
 
 
 class Trainer:

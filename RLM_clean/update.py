@@ -16,7 +16,7 @@ from torch import Tensor, nn, optim
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from RLM_clean import init
-from RLM_clean.config import Config
+from RLM_clean.config import EXECUTION, Config
 from RLM_clean.models.transformer import Dropout, set_dropout_key
 from RLM_clean.streams import stream_key
 
@@ -113,7 +113,7 @@ def scalars_of(config: Config, steps: range) -> Scalars:
 def clip(gradients: Parameters, limit: Tensor) -> Parameters:
     """Gradients scaled down so that their common norm is at most `limit` (as torch.nn.utils.clip_grad_norm_ does)."""
     norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
-    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0).to(norm.dtype)
     return {name: g * scale for name, g in gradients.items()}
 
 
@@ -121,13 +121,15 @@ def sgd(
     parameters: Parameters, gradients: Parameters, state: State, scalars: Scalars, config: Config
 ) -> tuple[Parameters, State]:
     """`m <- momentum m + g`, `p <- p - lr m`, g including weight_decay p: as torch.optim.SGD."""
-    directions = gradients
+    directions, dtype = gradients, _precision(parameters)
     if config.weight_decay:
-        directions = {name: g + scalars['weight_decay'] * parameters[name] for name, g in gradients.items()}
+        decay = scalars['weight_decay'].to(dtype)
+        directions = {name: g + decay * parameters[name] for name, g in gradients.items()}
     if config.momentum:
-        m = state['momentum_buffer']
-        directions = {name: scalars['momentum'] * m[name] + g for name, g in directions.items()}
-    updated = {name: p - scalars['lr'] * directions[name] for name, p in parameters.items()}
+        m, momentum = state['momentum_buffer'], scalars['momentum'].to(dtype)
+        directions = {name: momentum * m[name] + g for name, g in directions.items()}
+    lr = scalars['lr'].to(dtype)
+    updated = {name: p - lr * directions[name] for name, p in parameters.items()}
     return updated, {'momentum_buffer': directions} if config.momentum else {}
 
 
@@ -137,15 +139,20 @@ def adamw(
     """AdamW (I. Loshchilov and F. Hutter, arXiv:1711.05101), as torch.optim.AdamW: running means m of g and s of g^2,
     `p <- (1 - lr weight_decay) p - lr / (1 - beta_1^t) m / (sqrt(s / (1 - beta_2^t)) + epsilon)`."""
     beta_1, beta_2 = _ADAM_BETAS
-    lr, t = scalars['lr'], scalars['t']
+    lr, t, dtype = scalars['lr'], scalars['t'], _precision(parameters)
     m = {name: x + (1 - beta_1) * (gradients[name] - x) for name, x in state['exp_avg'].items()}
     s = {name: beta_2 * x + (1 - beta_2) * gradients[name].square() for name, x in state['exp_avg_sq'].items()}
-    root, rate = (1 - beta_2**t).sqrt(), lr / (1 - beta_1**t)
-    kept = 1 - lr * scalars['weight_decay'] if config.weight_decay else 1.0
+    root, rate = (1 - beta_2**t).sqrt().to(dtype), (lr / (1 - beta_1**t)).to(dtype)
+    kept = (1 - lr * scalars['weight_decay']).to(dtype) if config.weight_decay else 1.0
     updated = {
         name: kept * p - rate * (m[name] / (s[name].sqrt() / root + _ADAM_EPSILON)) for name, p in parameters.items()
     }
     return updated, {'exp_avg': m, 'exp_avg_sq': s}
+
+
+def _precision(parameters: Parameters) -> torch.dtype:
+    """That of the weights, which a scalar has to take: where there is one for each run, it would raise theirs."""
+    return next(iter(parameters.values())).dtype
 
 
 # ---------------------------------------------------------------------- ways to take a step
@@ -205,6 +212,16 @@ class GraphUpdate:
         self.state = optimizer_state(self.model, self.optimizer, self.config)
         self.tensors = flat(self.parameters, self.state)
 
+    def adopt(self, tensors: list[Tensor]) -> None:
+        """Makes these the tensors of the model and of the optimizer, in the order of `tensors`."""
+        rest = iter(tensors)
+        for p in self.model.parameters():
+            p.data = next(rest)
+        for key in self.state:
+            for p in self.model.parameters():
+                self.optimizer.state[p][key] = next(rest)
+        self.bind()
+
     @torch.no_grad()
     def __call__(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
         """Takes updates from number `step` (0 is the first) on inputs `(S, A, B, T)` and targets; the losses `(S,)`."""
@@ -241,7 +258,7 @@ class CompiledUpdate(GraphUpdate):
 
     def __init__(self, model: nn.Module, optimizer: optim.Optimizer, config: Config) -> None:
         super().__init__(model, optimizer, config)
-        self.function = compiled(self.write, self.tensors, *self.example(1))
+        self.function = compiled(config, self.write, self.tensors, *self.example(1))
 
     def run(self, inputs: Tensor, targets: Tensor, scalars: Scalars) -> Tensor:
         return self.function(self.tensors, inputs, targets, scalars)
@@ -335,28 +352,57 @@ def in_place(step: Callable[..., Any], names: list[str], keys: list[str]) -> Cal
     return write
 
 
-def compiled(write: Callable[..., Tensor], tensors: list[Tensor], *example: Any) -> Callable[..., Tensor]:
-    """`write(tensors, ...)` traced on arguments like these and compiled for the CPU; for arguments of their shapes.
-
-    The trace is one flat graph of tensor operations, the gradient among them, so there is nothing for torch.compile to
-    guess, and nothing that a call has to check. Raises CompilationError where it fails; the tensors stay as they are.
-    """
+def traced(write: Callable[..., Tensor], tensors: list[Tensor], *example: Any) -> Callable[..., Tensor]:
+    """`write(tensors, ...)` as a flat list of tensor operations, the gradient among them; for arguments like these."""
     # The gradient of an embedding adds up rows: several threads would do so in an order that changes.
     ordered = {torch.ops.aten.embedding_dense_backward.default: _embedding_gradient}
+    with torch.no_grad():
+        trace = make_fx(write, ordered if torch.get_num_threads() > 1 else None, tracing_mode='fake')
+        return trace(tensors, *example).forward
+
+
+def compiled(
+    config: Config, write: Callable[..., Tensor], tensors: list[Tensor], *example: Any
+) -> Callable[..., Tensor]:
+    """`write(tensors, ...)` traced and compiled for the CPU; for arguments like these.
+
+    The trace leaves nothing for torch.compile to guess, and nothing that a call has to check. What was compiled for a
+    run serves all others of the process with the same graph. Raises CompilationError where it fails; the tensors stay
+    as they are.
+    """
+    # The shapes and the options that the graph depends on.
+    options = tuple(value for name, value in config.to_dict().items() if name not in _NOT_IN_GRAPHS)
+    used = tuple(bool(getattr(config, name)) for name in ('momentum', 'weight_decay', 'grad_clip', 'dropout'))
+    key = (options, used, torch.get_num_threads(), *((x.shape, x.dtype) for x in (*tensors, *example[:2])))
+    if key not in _compiled:
+        copies = [tensor.clone() for tensor in tensors]  # the first call compiles, and takes a step
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                graph = traced(write, copies, *example)
+                function = torch.compile(graph, fullgraph=True, dynamic=False, options=_options())
+                function(copies, *example)
+        except Exception as error:  # of many kinds: no compiler, one that is too old, no space for its files
+            raise CompilationError(_reason(error)) from error
+        _compiled[key] = function
+    return _compiled[key]
+
+
+# What the process has compiled.
+_compiled: dict[Any, Callable[..., Tensor]] = {}
+# Options that change no graph: what they say is in the scalars, the batches or the files.
+_NOT_IN_GRAPHS = EXECUTION | {
+    'dataset', 'beta', 'num_synonyms', 'num_layers', 'seed_rules', 'seed_sample', 'seed_model', 'regime', 'train_size',
+    'max_epochs', 'test_size', 'lr', 'momentum', 'weight_decay', 'grad_clip', 'scheduler', 'warmup_time', 'decay_time',
+    'max_iters', 'loss_threshold', 'print_freq', 'save_freq', 'checkpoints',
+}  # fmt: skip
+
+
+def _options() -> dict[str, Any]:
     options: dict[str, Any] = {'cpp_wrapper': True, 'cpp.vec_isa_ok': True}
     if hasattr(torch.compiler, 'skip_all_guards_unsafe'):  # torch 2.8
         options['guard_filter_fn'] = torch.compiler.skip_all_guards_unsafe
-    copies = [tensor.clone() for tensor in tensors]  # the first call compiles, and takes a step
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            trace = make_fx(write, ordered if torch.get_num_threads() > 1 else None, tracing_mode='fake')
-            graph = trace(copies, *example)
-            function = torch.compile(graph.forward, fullgraph=True, dynamic=False, options=options)
-            function(copies, *example)
-    except Exception as error:  # of many kinds: no compiler, one that is too old, no space for its files
-        raise CompilationError(_reason(error)) from error
-    return function
+    return options
 
 
 def _reason(error: Exception) -> str:

@@ -195,9 +195,11 @@ def test_the_gradient_of_an_embedding_is_a_product() -> None:
 
 @needs_compiler
 def test_a_compiled_function_writes_to_the_tensors_of_each_call() -> None:
-    function = compiled(lambda tensors, x: tensors[0].add_(x).sum(), [torch.zeros(3)], torch.ones(3))
+    example = ([torch.zeros(3)], torch.ones(3), torch.ones(3))
+    function = compiled(tiny(), lambda tensors, x, y: tensors[0].add_(x * y).sum(), *example)
+    assert example[0][0].tolist() == [0.0] * 3
     ones = [torch.ones(3)]
-    assert function(ones, torch.ones(3)) == 6.0 and ones[0].tolist() == [2.0] * 3
+    assert function(ones, torch.ones(3), torch.ones(3)) == 6.0 and ones[0].tolist() == [2.0] * 3
 
 
 # ---------------------------------------------------------------------- what auto means, and that runs keep it
@@ -303,6 +305,7 @@ def broken_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any, **options: Any) -> Any:
         raise RuntimeError('C++ compile error\nmany lines')
 
+    monkeypatch.setattr(update, '_compiled', {})
     monkeypatch.setattr(machine, '_STEPS_TO_COMPILE', 1)
     monkeypatch.setattr(machine, 'can_compile', lambda device: True)
     monkeypatch.setattr(torch, 'compile', lambda *arguments, **options: fail)
