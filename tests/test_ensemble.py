@@ -12,7 +12,7 @@ import torch
 from small_runs import contents, difference, make_trainer, quiet, tiny, train
 
 from RLM_clean import ensemble, experiment, machine, training
-from RLM_clean.checkpoints import RunFiles, load_run
+from RLM_clean.checkpoints import load_run
 from RLM_clean.config import Config
 from RLM_clean.ensemble import Ensemble, most_seats
 from RLM_clean.experiment import Outcome
