@@ -186,7 +186,7 @@ class Crew:
             return
         total = len(self.plan.members)
         seconds = sum(seconds_left(state(member, self.plan.folder) for member in self.plan.members).values())
-        left = f', about {format_seconds(seconds / self.number)} left' if seconds else ''
+        left = f'; about {format_seconds(seconds / self.number)} left' if seconds else ''
         for i, member in enumerate(ended, start=total - len(before) + 1):
             self.say(f'{i:>{len(str(total))}}/{total}  {member.name}  {_ending(member)}{left}')
 

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 if not __package__:  # started as a script: the package is the folder of this file
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -24,14 +24,15 @@ if not __package__:  # started as a script: the package is the folder of this fi
 if importlib.util.find_spec('torch') is None:
     sys.exit('sweep: error: torch is missing: `source .venv/bin/activate` after `bash code.sh`, or install it')
 
-from RLM_clean import local, worker
+from RLM_clean import local, slurm, worker
 from RLM_clean.collect import Results, load_results, write_tables
 from RLM_clean.config import EXECUTION, make_parser
 from RLM_clean.estimate import describe
-from RLM_clean.grid import DEFAULTS, Request, merged, read_axis, read_toml, similar
+from RLM_clean.grid import DEFAULTS, Request, merged, read_axis, read_toml
 from RLM_clean.plan import Plan, make_plan, plan_file, read_plan, save_plan
 from RLM_clean.states import claim, forget_failure, pending, state, table, totals
 from RLM_clean.sweep_plots import save_sweep
+from RLM_clean.words import Parser, number, parse, part, positive, positive_or_auto, whole
 
 __all__ = ['Results', 'collect', 'load', 'main']
 
@@ -48,9 +49,10 @@ options are those of a run and hold for all runs."""
 _GRID = 'an option and its values: beta=0.8,1.2 or beta=0..4:9 or lr=1e-4..1e-1:7log; once for each option that varies'
 _ZIP = 'options that vary together: --zip num_features=32,64 embedding_dim=64,128'
 _WORKERS = 'processes (default: auto, as many as the cores or the GPUs allow)'
+_LAUNCHER = 'where workers run: local, on this machine, or slurm, as an array of jobs (default: local)'
 
-# Stands in for an option that was not given.
-_ABSENT = object()
+# The most jobs that are submitted when their number is left open.
+_SLURM_TASKS = 16
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -81,10 +83,15 @@ def _sweep(words: list[str]) -> int:
     parser = make_parser('sweep')
     parser.usage, parser.description = _USAGE, _DESCRIPTION
     _add_options(parser)
-    args, given = _parse(parser, words)
+    args, given = parse(parser, words)
     request, execution = _request(args, given)
     plan = _asked_plan(request, execution)
-    workers = local.default_workers(execution) if args.workers == 'auto' else args.workers
+    resources = _resources(args)
+    left = sum(pending(member) for member in plan.members)
+    if args.workers != 'auto':
+        workers = args.workers
+    else:
+        workers = local.default_workers(execution) if resources is None else min(max(left, 1), _SLURM_TASKS)
     largest = args.group or local.default_group(plan.members, workers)
     if args.dry_run:
         print(describe(plan, workers, largest))
@@ -93,10 +100,14 @@ def _sweep(words: list[str]) -> int:
     if args.retry_failed:
         for member in plan.members:
             forget_failure(member.config.outname)
-    left = sum(pending(member) for member in plan.members)
+        left = sum(pending(member) for member in plan.members)
     print(f'{plan.folder}: {len(plan.members)} runs, {left} of them to train, on {workers} workers', flush=True)
-    finished = local.launch(plan, workers, largest)
-    return _report(plan, finished)
+    if resources is None:
+        return _report(plan, finished=local.launch(plan, workers, largest))
+    if left:
+        job = slurm.launch(plan, workers, largest, resources)
+        print(f'job {job} of SLURM; `python -m RLM_clean.sweep status {plan.folder}` shows how far it is')
+    return 0
 
 
 def _report(plan: Plan, finished: bool) -> int:
@@ -118,14 +129,34 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     values = 'NAME=VALUES'
     add('--grid', action='append', default=[], metavar=values, help=_GRID)
     add('--zip', action='append', nargs='+', default=[], metavar=values, help=_ZIP)
-    add('--repetitions', type=_positive, metavar='R', help='repeat each point of the grid with R other seeds')
+    add('--repetitions', type=positive, metavar='R', help='repeat each point of the grid with R other seeds')
     add('--vary', metavar='SEEDS', help='the seeds that do, some of rules,sample,model (default: all of them)')
-    add('--seed', type=_whole, metavar='S', help='what the seeds of repetitions are derived from (default: 0)')
+    add('--seed', type=whole, metavar='S', help='what the seeds of repetitions are derived from (default: 0)')
     add('--sweep', metavar='FILE', help='read all this from a TOML file; what is given beside it comes first')
-    add('--workers', type=_workers, default='auto', metavar='N', help=_WORKERS)
-    add('--group', type=_positive, metavar='N', help='the most runs that a worker takes at a time (default: auto)')
+    add('--workers', type=positive_or_auto, default='auto', metavar='N', help=_WORKERS)
+    add('--group', type=positive, metavar='N', help='the most runs that a worker takes at a time (default: auto)')
+    add('--launcher', choices=('local', 'slurm'), default='local', metavar='', help=_LAUNCHER)
     add('--dry-run', action='store_true', help='list the runs, their groups and an estimate of the time; write nothing')
     add('--retry-failed', action='store_true', help='try again what failed')
+    add = parser.add_argument_group('what each worker asks of SLURM (--launcher slurm)').add_argument
+    readers = {int: whole, float: number}
+    for field in dataclasses.fields(slurm.Resources):
+        flag, help = f'--{field.name}', f'{field.metadata["help"]} (default: {field.default!r})'
+        if isinstance(field.default, bool):
+            add(flag, action=argparse.BooleanOptionalAction, default=None, help=help)
+        else:
+            add(flag, type=readers.get(type(field.default), str), metavar='', help=help)
+
+
+def _resources(args: argparse.Namespace) -> slurm.Resources | None:
+    """What is asked of SLURM; None for the local launcher, which takes none of it."""
+    names = [field.name for field in dataclasses.fields(slurm.Resources)]
+    asked = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if args.launcher == 'slurm':
+        return slurm.Resources(**asked)
+    for name, value in asked.items():
+        raise ValueError(f'{name}={value} is asked of SLURM: use --launcher slurm, or leave it out')
+    return None
 
 
 def _request(args: argparse.Namespace, given: dict[str, Any]) -> tuple[Request, dict[str, Any]]:
@@ -141,7 +172,7 @@ def _request(args: argparse.Namespace, given: dict[str, Any]) -> tuple[Request, 
         raise ValueError(f'resume={resume!r} is not for sweeps: use auto, or remove the folder to begin anew')
     # The cores are for the workers.
     if execution.get('threads', 'auto') == 'auto':
-        execution['threads'] = '1'
+        execution['threads'] = str(args.cpus or 1)
     return request, execution
 
 
@@ -207,14 +238,14 @@ def collect(folder: str | Path) -> list[Path]:
 
 
 def _work(words: list[str]) -> int:
-    parser = make_parser('sweep work')
+    parser = make_parser('sweep')
     parser.usage, parser.description = 'python -m RLM_clean.sweep work FOLDER', worker.work.__doc__
     parser.add_argument('folder', metavar='FOLDER')
     add = parser.add_argument_group('worker').add_argument
-    add('--group', type=_positive, default=1, metavar='N', help='the most runs taken at a time (default: 1)')
-    add('--part', type=_part, default=(1, 1), metavar='I/N', help='take only every N-th group, from the I-th on')
+    add('--group', type=positive, default=1, metavar='N', help='the most runs taken at a time (default: 1)')
+    add('--part', type=part, default=(1, 1), metavar='I/N', help='take only every N-th group, from the I-th on')
     add('--watch-input', action='store_true', help='save and stop when the standard input ends')
-    args, execution = _parse(parser, words)
+    args, execution = parse(parser, words)
     for name in execution:
         if name not in EXECUTION - {'outname', 'resume'}:
             raise ValueError(f'{name} is what the sweep says it is: leave --{name} out')
@@ -225,59 +256,9 @@ def _work(words: list[str]) -> int:
 
 
 def _folder(command: str, help: str, words: list[str]) -> str:
-    parser = _Parser(prog=f'python -m RLM_clean.sweep {command}', description=help, allow_abbrev=False)
+    parser = Parser(prog=f'python -m RLM_clean.sweep {command}', description=help, allow_abbrev=False)
     parser.add_argument('folder', metavar='FOLDER', help='the folder of the sweep')
     return parser.parse_args(words).folder
-
-
-# ---------------------------------------------------------------------- words
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def _parse(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """The words of a command line, and of the options of a run those that were given.
-
-    Raises ValueError for a word that is none, and for an option that is given twice.
-    """
-    args, unknown = parser.parse_known_args(words, argparse.Namespace(**dict.fromkeys(DEFAULTS, _ABSENT)))
-    flags = [word.split('=')[0].lstrip('-') for word in words if word.startswith('--')]
-    if unknown:
-        name = unknown[0].split('=')[0].lstrip('-')
-        own = [name.replace('_', '-') for name in vars(args) if name not in DEFAULTS]
-        raise ValueError(f'{unknown[0]!r} is no option: {similar(f"--{name}", (f"--{n}" for n in [*DEFAULTS, *own]))}')
-    given = {name: value for name in DEFAULTS if (value := getattr(args, name)) is not _ABSENT}
-    for name in given:
-        if flags.count(name) + flags.count(f'no-{name}') > 1:
-            raise ValueError(f'{name} is given twice: give it once, or its values as --grid {name}=...')
-    return args, given
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number: give one') from None
-
-
-def _positive(text: str) -> int:
-    if _whole(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text} is out of range: use a whole number, 1 or more')
-    return int(text)
-
-
-def _workers(text: str) -> int | str:
-    return text if text == 'auto' else _positive(text)
-
-
-def _part(text: str) -> tuple[int, int]:
-    number, _, parts = text.partition('/')
-    if not 1 <= _positive(number) <= _positive(parts or '0'):
-        raise argparse.ArgumentTypeError(f'{text!r} is no part: give one such as 1/4')
-    return int(number), int(parts)
 
 
 if __name__ == '__main__':

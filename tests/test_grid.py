@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_a_range_has_its_ends_and_even_steps(ends: tuple[float, float], number: 
     places = [math.log(value) for value in values] if log else values
     step = (places[-1] - places[0]) / (number - 1)
     scale = 1.0 if log else max(ends)
-    assert all(abs(b - a - step) < 2e-5 * scale for a, b in zip(places, places[1:], strict=False))
+    assert all(abs(b - a - step) < 2e-5 * scale for a, b in itertools.pairwise(places))
 
 
 def test_options_that_vary_together_make_one_axis() -> None:
@@ -195,9 +196,8 @@ def test_runs_are_the_product_of_the_axes_repetition_by_repetition() -> None:
         'beta1.2_num_features16_embedding_dim32_r2', 'beta1.2_num_features32_embedding_dim64_r2',
     ]  # fmt: skip
     last = plan.members[-1]
-    assert last.config == Config(
-        outname='sweep/' + last.name, beta=1.2, num_features=32, embedding_dim=64, **repetition_seeds(0, 2)
-    )
+    values: dict[str, Any] = {'beta': 1.2, 'num_features': 32, 'embedding_dim': 64, **repetition_seeds(0, 2)}
+    assert last.config == Config(outname='sweep/' + last.name, **values)
     assert last.point == {'beta': 1.2, 'num_features': 32, 'embedding_dim': 64} and last.repetition == 2
 
 
@@ -312,7 +312,7 @@ def test_a_plan_comes_back_from_its_file(tmp_path: Path) -> None:
     plan = make('lr=1e-4..1e-1:7log', 'depth=1,2 num_layers=2,1', folder=tmp_path, repetitions=2, seed=3)
     save_plan(plan)
     again = read_plan(tmp_path)
-    assert [member for member in again.members] == plan.members
+    assert again.members == plan.members
     assert json.loads((tmp_path / 'sweep.json').read_text())['axes'][1] == {'depth': [1, 2], 'num_layers': [2, 1]}
 
 
