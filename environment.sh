@@ -36,7 +36,8 @@ make_venv() {
 
 find_python() {
     local file=$1 modules=$2
-    if [ ! -e .venv ] && "${PYTHON:-python3}" -c "import $modules, sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null; then
+    local recent="sys.exit(sys.version_info < (3, 10) or [*map(int, torch.__version__.split('.')[:2])] < [2, 6])"
+    if [ ! -e .venv ] && "${PYTHON:-python3}" -c "import $modules, sys; $recent" 2>/dev/null; then
         python=${PYTHON:-python3}
     else
         make_venv "$file"
