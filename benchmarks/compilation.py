@@ -10,8 +10,9 @@ import tempfile
 from typing import Any
 
 from benchmarks import steps
-from benchmarks.measure import Settings, clocked, in_process, run_python, seconds, threads_kept, watched
+from benchmarks.measure import Settings, clocked, in_process, seconds, threads_kept, watched
 from benchmarks.report import Ratio, Result, Table, quotients
+from benchmarks.runs import whole_run
 from RLM_clean.config import Config
 from RLM_clean.machine import default_threads
 from RLM_clean.training import WINDOW
@@ -83,15 +84,8 @@ def _whole_runs(settings: Settings, repeats: int, result: Result) -> None:
         number, limit = lengths[length]
         for _ in range(number):
             for mode, values in times.items():
-                values.append(_run(length, mode))
+                values.append(whole_run({'max_iters': length, 'compile': mode}))
         medians = {f'compile={mode} (s)': statistics.median(values) for mode, values in times.items()}
         rows.append({'steps': length, **medians})
         result.ratios.append(Ratio(f'{name}: auto / off', quotients(times['auto'], times['off']), at_most=limit))
     result.tables.append(Table('Whole default runs, with an empty cache each', rows))
-
-
-def _run(length: int, mode: str) -> float:
-    """Seconds of a default run of so many steps, from the command line to its files."""
-    with tempfile.TemporaryDirectory() as folder:
-        words = (f'--outname={folder}/run', f'--max_iters={length}', f'--compile={mode}')
-        return seconds(lambda: run_python('RLM_clean/main.py', *words, TORCHINDUCTOR_CACHE_DIR=f'{folder}/cache'))

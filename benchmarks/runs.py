@@ -1,7 +1,8 @@
 """Whole runs from the command line to the last file, and what the plain way would take for them.
 
-The plain way's time is extrapolated from as many of its steps as are given, and one of its evaluations, on as many
-threads as serve it best; its start is not charged to it, and it has neither floors nor files.
+Each run finds nothing compiled before. The plain way's time is extrapolated from as many of its steps as are given
+and one of its evaluations, on as many threads as serve it best; its start is not charged to it, and it has neither
+floors nor files.
 """
 
 from __future__ import annotations
@@ -60,10 +61,14 @@ def _seconds_a_step(run: PlainRun, threads: int, steps: int, budget: float) -> t
 
 
 def whole_run(options: dict[str, Any]) -> float:
-    """Seconds of a run by the command line, with the cache of compilations as it is."""
+    """Seconds of a run by the command line that finds nothing compiled before."""
     with tempfile.TemporaryDirectory() as folder:
         words = [f'--{name}={value}' for name, value in options.items()]
-        return seconds(lambda: run_python('RLM_clean/main.py', f'--outname={folder}/run', *words))
+        return seconds(
+            lambda: run_python(
+                'RLM_clean/main.py', f'--outname={folder}/run', *words, TORCHINDUCTOR_CACHE_DIR=f'{folder}/cache'
+            )
+        )
 
 
 def measure(settings: Settings) -> Result:
