@@ -80,11 +80,8 @@ def _fail(message: str, status: int) -> int:
 
 
 def _sweep(words: list[str]) -> int:
-    parser = make_parser('sweep')
-    parser.usage, parser.description = _USAGE, _DESCRIPTION
-    _add_options(parser)
-    args, given = parse(parser, words)
-    request, execution = _request(args, given)
+    args, given = parse(make_sweep_parser(), words)
+    request, execution = read_request(args, given)
     plan = _asked_plan(request, execution)
     resources = _resources(args)
     left = sum(pending(member) for member in plan.members)
@@ -123,8 +120,10 @@ def _report(plan: Plan, finished: bool) -> int:
     return 1 if failed and finished else 0
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of a sweep, which come on top of those of a run."""
+def make_sweep_parser() -> argparse.ArgumentParser:
+    """The parser of a sweep's command line: the options of a run, of the sweep, and of SLURM."""
+    parser = make_parser('sweep')
+    parser.usage, parser.description = _USAGE, _DESCRIPTION
     add = parser.add_argument_group('sweep').add_argument
     values = 'NAME=VALUES'
     add('--grid', action='append', default=[], metavar=values, help=_GRID)
@@ -146,6 +145,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
             add(flag, action=argparse.BooleanOptionalAction, default=None, help=help)
         else:
             add(flag, type=readers.get(type(field.default), str), metavar='', help=help)
+    return parser
 
 
 def _resources(args: argparse.Namespace) -> slurm.Resources | None:
@@ -159,7 +159,7 @@ def _resources(args: argparse.Namespace) -> slurm.Resources | None:
     return None
 
 
-def _request(args: argparse.Namespace, given: dict[str, Any]) -> tuple[Request, dict[str, Any]]:
+def read_request(args: argparse.Namespace, given: dict[str, Any]) -> tuple[Request, dict[str, Any]]:
     """What the words and the TOML file ask for, and the options of execution among it."""
     axes = [read_axis([word]) for word in args.grid] + [read_axis(words) for words in args.zip]
     vary = None if args.vary is None else tuple(args.vary.split(','))

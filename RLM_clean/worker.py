@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,16 @@ def _take(group: Sequence[Member], folder: Path) -> bool:
     """Trains those runs of a group that are free; whether any was trained."""
     with ExitStack() as claims:
         # Asked again under the lock: another may have ended the run just before it let it go.
-        free = [m for m in group if pending(m) and claims.enter_context(claim(folder, m.name)) and pending(m)]
-        names = {member.config.outname: member.name for member in free}
+        free = {
+            seat: member
+            for seat, member in enumerate(group)
+            if pending(member) and claims.enter_context(claim(folder, member.name)) and pending(member)
+        }
+        names = {member.config.outname: member.name for member in free.values()}
         for name in names.values():
             _say(f'{name}: taken')
         busy = 0
-        for config, result in train_together([member.config for member in free]):
+        for config, result in train_together({seat: member.config for seat, member in free.items()}):
             name = names[config.outname]
             if isinstance(result, BusyError):
                 busy += 1
@@ -73,12 +77,12 @@ def _take(group: Sequence[Member], folder: Path) -> bool:
     return len(free) > busy
 
 
-def train_together(configs: Sequence[Config]) -> Iterator[tuple[Config, Outcome | Exception]]:
-    """Trains the members of a group; each with its outcome, or with what it failed by, as it ends.
+def train_together(members: Mapping[int, Config]) -> Iterator[tuple[Config, Outcome | Exception]]:
+    """Trains members of a group, by their places in it; each with its outcome, or with what it failed by, as it ends.
 
     After an interruption the members that have not begun are left out.
     """
-    for config in configs:
+    for config in members.values():
         try:
             outcome = experiment.train(config, _say)
         except Exception as error:  # of any kind: one run stops no other

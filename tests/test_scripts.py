@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, SMALL, arguments, environment, run_main
 
+from RLM_clean import sweep
 from RLM_clean.checkpoints import load, load_run
 from RLM_clean.config import Config, from_arguments
+from RLM_clean.plan import Plan, make_plan, repetition_seeds
+from RLM_clean.words import parse
 
 # A python that has every package: it prints what it is to run, a word a line.
 ECHO = '#!/bin/sh\n[ "$1" = -c ] && exit 0\nprintf "%s\\n" "$@"\n'
@@ -144,6 +147,79 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused(code_sh: CodeSh):
 
 def test_values_with_spaces_stay_whole(code_sh: CodeSh):
     assert config_of(code_sh(results_dir='my results')).outname == 'my results/rlm_128L1_b2_ts32768_1'
+
+
+# ---------------------------------------------------------------------- several values
+
+
+def sweep_of(done: subprocess.CompletedProcess[str]) -> tuple[Plan, dict[str, str]]:
+    """The sweep that code.sh came to, and what else its command line says."""
+    assert (done.returncode, done.stderr) == (0, '')
+    lines = done.stdout.splitlines()
+    parser = sweep.make_sweep_parser()
+    args, given = parse(parser, lines[lines.index('RLM_clean/sweep.py') + 1 :])
+    request, execution = sweep.read_request(args, given)
+    return make_plan(request, execution), vars(args)
+
+
+def test_several_values_and_repetitions_make_a_sweep(code_sh: CodeSh):
+    plan, _ = sweep_of(code_sh(beta='0.8 1.2 1.8 2.4', num_features='32 64', repetitions=8, max_iters=25000))
+    assert plan.folder == Path('results/rlm_L1_ts32768_1_over_num_features_beta')
+    assert [(axis.names, axis.points) for axis in plan.axes] == [
+        (('num_features',), ((32,), (64,))),
+        (('beta',), ((0.8,), (1.2,), (1.8,), (2.4,))),
+    ]
+    assert plan.repetitions == 8 and len(plan.members) == 64
+    assert plan.members[0].config == Config(
+        outname='results/rlm_L1_ts32768_1_over_num_features_beta/num_features32_beta0.8_r1',
+        beta=0.8, num_features=32, max_iters=25000, threads='1', **repetition_seeds(0, 1),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def test_a_sweep_takes_ranges_switches_depths_and_seeds(code_sh: CodeSh):
+    values = {'lr': '1e-3..1e-1:3log', 'tie_weights': '0 1', 'num_layers': ' 1\t2', 'beta': '1'}
+    plan, said = sweep_of(code_sh(**values, repetitions=2, vary='model', seed=3, workers=2, dry_run=1))
+    assert [(axis.names[0], axis.column(axis.names[0])) for axis in plan.axes] == [
+        ('num_layers', [1, 2]), ('lr', [1e-3, 1e-2, 1e-1]), ('tie_weights', [False, True]),
+    ]  # fmt: skip
+    assert {member.config.num_tokens for member in plan.members} == {2, 4}
+    assert (plan.vary, plan.seed, said['workers'], said['dry_run']) == (('model',), 3, 2, True)
+    assert {member.config.seed_rules for member in plan.members} == {12345}
+
+
+@pytest.mark.parametrize(
+    ('variables', 'folder'),
+    [
+        ({'repetitions': 3}, 'results/rlm_128L1_b2_ts32768_1_over_seeds'),
+        ({'beta': '1 2'}, 'results/rlm_128L1_ts32768_1_over_beta'),
+        ({'num_layers': '1 2', 'rep': 2}, 'results/rlm_128_b2_ts32768_2_over_num_layers'),
+        ({'num_layers': '1 2', 'num_features': '8 16'}, 'results/rlm_b2_ts32768_1_over_num_features_num_layers'),
+        ({'dataset': 'rlm rhm'}, 'results/languages_128L1_b2_ts32768_1_over_dataset'),
+        ({'dataset': 'rhm', 'num_synonyms': '2 4'}, 'results/rhm_128L1_ts32768_1_over_num_synonyms'),
+        ({'train_size': '64 128', 'regime': 'offline'}, 'results/rlm_128L1_b2_1_over_train_size'),
+        ({'depth': '1 2', 'outname': 'mine/sweep'}, 'mine/sweep'),
+    ],
+)
+def test_the_folder_of_a_sweep_says_what_its_runs_share_and_what_varies(
+    variables: dict[str, object], folder: str, code_sh: CodeSh
+):
+    assert sweep_of(code_sh(**variables))[0].folder == Path(folder)
+
+
+def test_what_a_sweep_asks_of_slurm_is_passed_on(code_sh: CodeSh):
+    _, said = sweep_of(code_sh(beta='1 2', launcher='slurm', partition='gpu', gpus=1, minutes=30))
+    assert (said['launcher'], said['partition'], said['gpus'], said['minutes']) == ('slurm', 'gpu', 1, 30)
+    assert said['memory'] is None
+
+
+@pytest.mark.slow
+def test_code_sh_trains_a_sweep(code_sh: CodeSh, home: Path):
+    done = code_sh(REAL, **SMALL, beta='1 2', repetitions=2)
+    assert (done.returncode, done.stderr) == (0, '') and done.stdout.endswith('4 runs: 4 done\n')
+    folder = home / 'results' / 'rlm_8L1_ts32768_1_over_beta'
+    assert all(load_run(folder / f'beta{beta}_r{r}').done for beta in (1, 2) for r in (1, 2))
+    bad = code_sh(REAL, **SMALL, beta='1 -2', repetitions=2)
+    assert (bad.returncode, bad.stderr.count('\n')) == (2, 1) and 'beta=-2.0 is out of range' in bad.stderr
 
 
 # ---------------------------------------------------------------------- a whole run
