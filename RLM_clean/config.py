@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from RLM_clean.machine import can_compile, resolve_device
+from RLM_clean.machine import can_compile, processes, resolve_device
 
 Check = tuple[Callable[[Any], bool], str]
 
@@ -224,6 +224,10 @@ def _check_together(config: Config) -> None:
     if c.tensorboard and importlib.util.find_spec('tensorboard') is None:
         raise ValueError('tensorboard=True needs a package that is missing: pip install tensorboard')
     _check_memory(c)
+    if c.batch_size % processes():
+        raise ValueError(f'batch_size={c.batch_size} is no multiple of the {processes()} processes: make it one')
+    if c.compile == 'on' and processes() > 1:
+        raise ValueError("compile='on' is for runs of one process: use auto, or no torchrun")
     device = resolve_device(c.device)
     if c.compile == 'on' and not can_compile(device):
         remedy = 'use auto' if device.type == 'mps' else 'install g++, or use auto'
@@ -276,7 +280,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line on standard error and status 2, without the usage."""
         message += ''.join(f': {remedy}' for found, remedy in _REMEDIES.items() if found in message)
-        print(f'{self.prog}: error: {message}', file=sys.stderr)
+        if os.environ.get('RANK', '0') == '0':  # of several processes on one run, one says it
+            print(f'{self.prog}: error: {message}', file=sys.stderr)
         sys.exit(2)
 
 

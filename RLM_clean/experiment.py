@@ -13,6 +13,7 @@ import torch
 from RLM_clean import init, machine, measures
 from RLM_clean.checkpoints import Record, RunFiles, save
 from RLM_clean.config import Config
+from RLM_clean.distributed import DistributedUpdate
 from RLM_clean.machine import Machine
 from RLM_clean.measures import Language
 from RLM_clean.plots import save_learning_curve
@@ -136,6 +137,10 @@ def _trainer(
 ) -> tuple[Trainer, Machine]:
     """The trainer on a machine, and that machine: without compilation where only `auto` asked for it and it fails."""
     device = torch.device(chosen.device)
+    if torch.distributed.is_initialized():
+        trainer = Trainer(replace(config, compile='off'), language, device)
+        trainer.take_steps = DistributedUpdate(trainer.model, trainer.optimizer, config)
+        return trainer, replace(chosen, compile=False)
     if chosen.compile and device.type == 'cpu':
         say('compiling the step: some ten seconds, less when the same one was compiled before')
     try:

@@ -40,6 +40,8 @@ class Machine:
 def choose(config: Config, recorded: Mapping[str, Any] | None = None) -> Machine:
     """The machine that the options ask for; `auto` is what the run began with (`recorded`), or else the rules below."""
     device = resolve_device(config.device)
+    if device.type == 'cuda' and device.index is None and processes() > 1:
+        device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
     auto = {'threads': default_threads(config), 'compile': default_compile(config, device), **(recorded or {})}
     return Machine(
         str(device),
@@ -77,14 +79,23 @@ def default_threads(config: Config) -> int:
 
     Small matrix products lose more to the meeting of threads than they gain.
     """
-    return 1 if step_products(config) < _PRODUCTS_FOR_THREADS else available_cores()
+    if step_products(config) // processes() < _PRODUCTS_FOR_THREADS:
+        return 1
+    return max(1, available_cores() // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
 
 def available_cores() -> int:
     """The cores that this process may use, which a batch system may have made fewer than there are."""
+    if 'SLURM_CPUS_PER_TASK' in os.environ:
+        return int(os.environ['SLURM_CPUS_PER_TASK'])
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processes() -> int:
+    """How many processes torchrun started for this run; 1 without it."""
+    return int(os.environ.get('WORLD_SIZE', 1))
 
 
 def default_compile(config: Config, device: torch.device) -> bool:
@@ -94,6 +105,8 @@ def default_compile(config: Config, device: torch.device) -> bool:
     is as much more to compile: the number of steps decides. A CUDA graph takes less than a second. Several batches a
     step (accumulation) make a graph as many times as large.
     """
+    if processes() > 1:
+        return False
     if device.type == 'cuda':
         return True
     return can_compile(device) and config.accumulation == 1 and config.last_step >= _STEPS_TO_COMPILE

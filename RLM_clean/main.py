@@ -12,8 +12,11 @@ if not __package__:  # started as a script: the package is the folder of this fi
 if importlib.util.find_spec('torch') is None:
     sys.exit('rlm-train: error: torch is missing: `source .venv/bin/activate` after `bash code.sh`, or install it')
 
+import torch
+
+from RLM_clean import distributed, machine
 from RLM_clean.checkpoints import RunFiles
-from RLM_clean.config import from_arguments
+from RLM_clean.config import Config, from_arguments
 from RLM_clean.experiment import Outcome, train
 from RLM_clean.training import DivergedError
 
@@ -21,6 +24,18 @@ from RLM_clean.training import DivergedError
 def main() -> int:
     """Runs the command line; returns the exit status: 0 done or saved, 1 failed, 2 cannot be run as asked."""
     config = from_arguments()
+    if machine.processes() == 1:
+        return _train(config)
+    device = torch.device(machine.choose(config).device)
+    with distributed.joined(device):
+        if torch.distributed.get_rank() == 0:
+            return _train(config)
+        torch.set_num_threads(machine.choose(config).threads)
+        distributed.follow(config, device)
+    return 0
+
+
+def _train(config: Config) -> int:
     try:
         outcome = train(config)
         if outcome.status != 'interrupted':

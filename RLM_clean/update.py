@@ -165,7 +165,7 @@ class EagerUpdate:
 
     def __init__(self, model: nn.Module, optimizer: optim.Optimizer, config: Config) -> None:
         self.model, self.optimizer, self.config = model, optimizer, config
-        self.loss = Loss(model, config)
+        self.loss: nn.Module = Loss(model, config)
 
     def __call__(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
         """Takes update number `step` (0 is the first) on inputs `(1, A, B, T)` and targets; its loss `(1,)`."""

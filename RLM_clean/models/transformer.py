@@ -52,12 +52,13 @@ class Dropout(nn.Module):
         super().__init__()
         self.p = p
         self.layer = layer
+        self.part = 0  # which part of a batch this process has, of equal ones
         self.register_buffer('key', torch.zeros((), dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0.0:
             return x
-        counters = torch.arange(x.numel(), device=x.device) + (self.layer << 48)
+        counters = torch.arange(x.numel(), device=x.device) + ((self.layer << 48) + self.part * x.numel())
         words = random_words(self.key, counters).view(x.shape)
         dropped = words < round((self.p - 0.5) * 2**64)  # words are uniform on [-2^63, 2^63)
         return x.masked_fill(dropped, 0.0) / (1.0 - self.p)
