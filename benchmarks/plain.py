@@ -84,8 +84,7 @@ class PlainRun:
         return self.update(sample(self.M, self.config.num_layers, self.config.batch_size))
 
     @torch.no_grad()
-    def evaluate(self) -> float:
+    def evaluate(self, batches: int) -> float:
         """The loss on fresh sequences, batch by batch: all of them would need v^2 numbers for each pair at once."""
-        batches = self.config.test_size // self.config.batch_size
         fresh = (sample(self.M, self.config.num_layers, self.config.batch_size) for _ in range(batches))
         return sum(self.loss(sequences).item() for sequences in fresh) / batches

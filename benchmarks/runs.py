@@ -29,7 +29,7 @@ def plain_run(options: dict[str, Any], steps: int, budget: float) -> dict[str, f
     """What a whole run would take the plain way, for a process of its own.
 
     It is tried with one thread and with all cores; with the faster it takes as many steps as `steps`, or as fit in
-    `budget` seconds.
+    `budget` seconds, and then evaluates, on as many of the sequences as a quarter of these allow.
     """
     config = Config(outname='unused', **options)
     start = time.perf_counter()
@@ -38,7 +38,9 @@ def plain_run(options: dict[str, Any], steps: int, budget: float) -> dict[str, f
     trials = {n: _seconds_a_step(run, n, max(1, steps // 25), budget / 20) for n in {1, available_cores()}}
     threads = min(trials, key=lambda n: trials[n][0])
     step, taken = _seconds_a_step(run, threads, steps, budget)
-    evaluation = seconds(run.evaluate)
+    batches = config.test_size // config.batch_size
+    measured = min(batches, max(1, int(budget / 4 / step)))
+    evaluation = seconds(lambda: run.evaluate(measured)) * batches / measured
     evaluations = len(init.print_times(config.last_step, config.print_freq, config.save_freq))
     return {
         'step': step,

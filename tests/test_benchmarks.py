@@ -79,8 +79,8 @@ def test_the_plain_way_takes_the_same_steps(shape: dict[str, Any]) -> None:
 
 def test_the_plain_evaluation_is_the_loss_on_fresh_sequences() -> None:
     """Of a model that knows nothing: ln v, within the reach of its initial weights."""
-    run = PlainRun(tiny(test_size=64))
-    assert run.evaluate() == pytest.approx(math.log(8), abs=0.05)
+    run = PlainRun(tiny())
+    assert run.evaluate(8) == pytest.approx(math.log(8), abs=0.05)
 
 
 # ---------------------------------------------------------------------- the matrix products
