@@ -174,27 +174,50 @@ def entropy(grammar: TreeGrammar, num_samples: int = 4096) -> Estimate:
 
 
 def window_entropies(
-    grammar: TreeGrammar, ks: Iterable[int] | None = None, num_samples: int = 4096, seed: int | None = None
+    grammar: TreeGrammar,
+    ks: Iterable[int] | None = None,
+    num_samples: int = 4096,
+    seed: int | None = None,
+    known: dict[int, Estimate] | None = None,
 ) -> dict[int, Estimate]:
     """`{k: (H(x_n | last k tokens), standard error)}` in nats, for k = 0, 1, 3, 7, ..., n-1 by default.
 
     Exact, with an error of 0, where the sum over all contexts is affordable: always for k = 0 and 1. Otherwise the
-    mean of the entropy of the exact posterior over contexts of sampled sequences (the first of the stream 'floors' of
-    `seed`, by default the grammar's own): unbiased, and with less variance than the mean of -ln P(x_n | context).
-    There are `num_samples` contexts, fewer where one is so dear that they would take more than some seconds, but 8 at
-    least: of so few, the standard error itself is known to a quarter.
+    mean of the entropy of the exact posterior over the contexts of `num_samples` sampled sequences (the first of the
+    stream 'floors' of `seed`, by default the grammar's own): unbiased, and with less variance than the mean of
+    -ln P(x_n | context).
 
-    Raises ValueError for k outside 0..n-1 and for fewer than 2 samples where the sum is not exact.
+    Where so many posteriors would take more than some seconds, `H_k = H_j - E[H(x_n | last j) - H(x_n | last k)]` with j
+    the window of the level below (about k/2), and the expectation over fewer contexts, other ones than those of H_j: far
+    tokens tell little, so that a few contexts, 8 at least, leave an error about that of H_j.
+
+    `known` are windows of the same grammar and samples that are not computed again. Raises ValueError for k outside
+    0..n-1 and for fewer than 2 samples where the sum is not exact.
     """
-    result: dict[int, Estimate] = {}
-    for k in window_ladder(2**grammar.L - 1) if ks is None else ks:
+    found = dict(known or {})
+    wanted = window_ladder(2**grammar.L - 1) if ks is None else list(ks)
+    for k in wanted:
         _check_window(grammar, k)
-        if summable(grammar, k):
-            result[k] = (_exact_window_entropy(grammar, k), 0.0)
-            continue
-        inputs = _sample_contexts(grammar, k, _affordable(grammar, k, num_samples), seed)
-        result[k] = _mean_and_error(torch.special.entr(next_token_probs(grammar, inputs)).sum(1))
-    return result
+        found[k] = _window_entropy(grammar, k, num_samples, seed, found)
+    return {k: found[k] for k in wanted}
+
+
+def _window_entropy(
+    grammar: TreeGrammar, k: int, num_samples: int, seed: int | None, known: dict[int, Estimate]
+) -> Estimate:
+    if k in known:
+        return known[k]
+    if summable(grammar, k):
+        return _exact_window_entropy(grammar, k), 0.0
+    if _affordable(grammar, k, num_samples) == num_samples:
+        return _mean_and_error(_context_entropies(grammar, _sample_contexts(grammar, k, num_samples, seed)))
+    below = window_ladder(k)[-2]
+    value, error = _window_entropy(grammar, below, num_samples, seed, known)
+    number = _affordable(grammar, k + below, num_samples)
+    inputs = _sample_contexts(grammar, k, number, seed, first=k * num_samples)
+    told = _context_entropies(grammar, inputs[:, k - below :]) - _context_entropies(grammar, inputs)
+    difference, own_error = _mean_and_error(told)
+    return value - difference, math.hypot(error, own_error)
 
 
 def _check_window(grammar: TreeGrammar, k: int) -> None:
@@ -223,10 +246,15 @@ def _affordable(grammar: TreeGrammar, k: int, num_samples: int) -> int:
     return min(num_samples, max(_FEWEST_CONTEXTS, int(_SAMPLING_BUDGET / (max(1, k / 2) * grammar.v**3))))
 
 
-def _sample_contexts(grammar: TreeGrammar, k: int, number: int, seed: int | None) -> Tensor:
-    """The k tokens before the last one, `(count, k)`, of the first sequences of the stream 'floors'."""
-    leaves = grammar.sequences(0, number, 'floors', seed=seed)
+def _sample_contexts(grammar: TreeGrammar, k: int, number: int, seed: int | None, first: int = 0) -> Tensor:
+    """The k tokens before the last one, `(number, k)`, of the sequences of the stream 'floors' from the first on."""
+    leaves = grammar.sequences(first, number, 'floors', seed=seed)
     return leaves[:, leaves.shape[1] - 1 - k : -1]
+
+
+def _context_entropies(grammar: TreeGrammar, inputs: Tensor) -> Tensor:
+    """`H(x_n | context)` of each context `(N, k)`, `(N,)` nats."""
+    return torch.special.entr(next_token_probs(grammar, inputs)).sum(1).cpu()
 
 
 def _mean_and_error(values: Tensor, weights: Tensor | None = None) -> Estimate:

@@ -281,6 +281,43 @@ def test_sampled_entropies_lie_within_four_standard_errors_of_the_exact_ones(
     assert abs((longest**2).mean() - 1) < 5 * math.sqrt(2 / len(longest))
 
 
+def test_entropies_from_few_dear_contexts_lie_within_four_standard_errors_of_the_exact_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """80 cases where the budget allows some 20 contexts of 400: a chain of windows, each with contexts of its own.
+
+    False alarms: 80 cases beyond 4 standard errors of a Gaussian 0.005; the mean square of the scores is one within 5
+    standard deviations. The error is less than a third of that of as many contexts without the chain.
+    """
+    scores, gains = [], []
+    for seed in range(80):
+        grammar = random_grammar(5, 3, seed, zeros=0.4 * (seed % 2), shared=seed % 3 == 0)
+        exact = measures._exact_window_entropy(grammar, 7)
+        with monkeypatch.context() as patch:
+            patch.setattr(measures, 'summable', lambda grammar, k: k <= 1)
+            patch.setattr(measures, '_SAMPLING_BUDGET', 100 * 5**3)
+            value, error = measures.window_entropies(grammar, [7], num_samples=400)[7]
+            plain = measures.reference(grammar, num_samples=400)
+        assert len(plain.inputs) < 30
+        scores.append((value - exact) / error)
+        gains.append(plain.floor()[1] / error)
+    assert max(abs(score) for score in scores) < 4
+    assert abs(torch.tensor(scores).square().mean() - 1) < 5 * math.sqrt(2 / 80)
+    assert sorted(gains)[len(gains) // 2] > 3
+
+
+def test_windows_that_are_known_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    grammar = RLM(40, 4)
+    monkeypatch.setattr(measures, '_SAMPLING_BUDGET', 30 * 40**3)
+    at_once = measures.window_entropies(grammar)
+    known = {k: at_once[k] for k in (0, 1, 3, 7)}
+    assert measures.window_entropies(grammar, [15], known=known) == {15: at_once[15]}
+    assert measures.window_entropies(grammar, [15]) == {15: at_once[15]}
+    assert measures.window_entropies(grammar, [7], known={7: (1.0, 0.5)}) == {7: (1.0, 0.5)}
+    shifted = measures.window_entropies(grammar, [15], known=known | {7: (at_once[7][0] + 1, 0.0)})
+    assert shifted[15][0] == pytest.approx(at_once[15][0] + 1)
+
+
 @pytest.mark.usefixtures('sampling')
 def test_nothing_seen_leaves_nothing_to_sample() -> None:
     grammar = random_grammar(5, 2, 3)
