@@ -242,11 +242,14 @@ def _check_memory(config: Config) -> None:
     except (AttributeError, OSError, ValueError):  # not a POSIX system: leave it to the allocator
         return
     sequence = 8 * 2**c.num_layers
-    # Bytes, and the options that ask for them with the power of each. An entry of the rules takes 4 bytes, and 8 in
-    # the sampling tables. A training set is never held, it is drawn again: only the order of an epoch is, with the
-    # words that it is sorted by.
+    # An entry of the rules takes 4 bytes, and 8 in the sampling tables. At the start come 8 more in the rules in float64
+    # of exact inference, which floors from more than one token need, or 4 in the rhm's rules on the way to their file.
+    inference = c.num_tokens is not None and c.num_tokens > 2
+    entry = 12 + (8 if inference else 4 if c.dataset == 'rhm' else 0)
+    # Bytes, and the options that ask for them with the power of each. A training set is never held, it is drawn again:
+    # only the order of an epoch is, with the words that it is sorted by.
     needs: list[tuple[int, dict[str, int]]] = [
-        (12 * (c.num_layers if c.dataset == 'rhm' else 1) * c.num_features**3, {'num_features': 3}),
+        (entry * (c.num_layers if c.dataset == 'rhm' else 1) * c.num_features**3, {'num_features': 3}),
         (sequence * c.test_size, {'test_size': 1}),
         (40 * c.train_size if c.regime == 'offline' else 0, {'train_size': 1}),
         (sequence * c.accumulation * c.batch_size, {'batch_size': 1, 'accumulation': 1}),

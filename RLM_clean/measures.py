@@ -187,9 +187,9 @@ def window_entropies(
     stream 'floors' of `seed`, by default the grammar's own): unbiased, and with less variance than the mean of
     -ln P(x_n | context).
 
-    Where so many posteriors would take more than some seconds, `H_k = H_j - E[H(x_n | last j) - H(x_n | last k)]` with j
-    the window of the level below (about k/2), and the expectation over fewer contexts, other ones than those of H_j: far
-    tokens tell little, so that a few contexts, 8 at least, leave an error about that of H_j.
+    Where so many posteriors would take more than some seconds, `H_k = H_j - E[H(x_n | last j) - H(x_n | last k)]`, with
+    j the window of the level below (about k/2) and the expectation over fewer contexts, other ones than those of H_j:
+    far tokens tell little, so that a few contexts, 8 at least, leave an error about that of H_j.
 
     `known` are windows of the same grammar and samples that are not computed again. Raises ValueError for k outside
     0..n-1 and for fewer than 2 samples where the sum is not exact.
