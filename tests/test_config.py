@@ -284,13 +284,16 @@ def test_an_unknown_device_is_refused(name: str):
 
 
 def test_what_the_memory_cannot_hold_is_refused_before_it_is_asked_for(monkeypatch: pytest.MonkeyPatch):
-    """With 1 GiB: v^3 times 12 bytes fit up to v = 447."""
+    """With 1 GiB: v^3 times 12 bytes fit up to v = 447, 20 bytes, with exact inference, up to 377."""
     monkeypatch.setattr('os.sysconf', lambda name: {'SC_PHYS_PAGES': 2**18, 'SC_PAGE_SIZE': 2**12}[name])
     assert Config(outname='run', num_features=447).num_features == 447
     with pytest.raises(ValueError, match='num_features=448 needs 1 GiB, this machine has 1: use at most 447'):
         Config(outname='run', num_features=448)
-    with pytest.raises(ValueError, match=r'num_features=447 .* use at most 355'):
+    with pytest.raises(ValueError, match=r'num_features=447 .* use at most 377'):
+        Config(outname='run', num_features=447, num_layers=3)
+    with pytest.raises(ValueError, match=r'num_features=447 .* use at most 299'):
         Config(outname='run', num_features=447, dataset='rhm', num_layers=2)
+    assert Config(outname='run', num_features=447, num_layers=3, num_tokens=2).context_size == 1
     assert Config(outname='run', num_layers=10, regime='offline', train_size=2**24).train_size == 2**24
     with pytest.raises(ValueError, match=r'train_size=100000000 .* use at most 26843545'):
         Config(outname='run', regime='offline', train_size=10**8)
