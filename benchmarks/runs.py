@@ -99,8 +99,7 @@ def measure(settings: Settings) -> Result:
             }
         )
         values = quotients([record['whole'] for record in plainly], ours)
-        bound = None if settings.quick else BOUNDS.get(name)
-        result.ratios.append(Ratio(f'{name}: plain way / this library', values, at_least=bound))
+        result.ratios.append(Ratio(f'{name}: plain way / this library', values, at_least=BOUNDS.get(name)))
     note = (
         'This library: start, set-up, floors, steps, evaluations and files; the second column is all of that over the '
         'number of steps. The plain way: the set-up, and as many steps and evaluations as the run has.'
