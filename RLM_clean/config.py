@@ -242,8 +242,8 @@ def _check_memory(config: Config) -> None:
     except (AttributeError, OSError, ValueError):  # not a POSIX system: leave it to the allocator
         return
     sequence = 8 * 2**c.num_layers
-    # An entry of the rules takes 4 bytes, and 8 in the sampling tables. At the start come 8 more in the float64 rules of
-    # exact inference, which floors from more than one token need, or 4 in the rhm's rules on the way to their file.
+    # An entry of the rules takes 4 bytes, and 8 in the sampling tables. At the start come 8 more in the float64 rules
+    # of exact inference, which floors from more than one token need, or 4 in the rhm's rules on the way to their file.
     inference = c.num_tokens is not None and c.num_tokens > 2
     entry = 12 + (8 if inference else 4 if c.dataset == 'rhm' else 0)
     # Bytes, and the options that ask for them with the power of each. A training set is never held, it is drawn again:

@@ -6,6 +6,8 @@ Statistical tests are those of test_streams.py: fixed seeds, p-values above ALAR
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from brute_force import joint
+from helpers import ROOT, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_streams import ALARM, chi_square
@@ -20,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from RLM_clean import datasets
-from RLM_clean.datasets import RLM, TreeGrammar, tree_grammar
+from RLM_clean.datasets import RHM, RLM, TreeGrammar, tree_grammar
 from RLM_clean.datasets.alias import AliasTable
 
 examples = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -204,12 +207,73 @@ def test_rows_in_blocks_make_the_same_table(w: Tensor, size: int) -> None:
     assert torch.equal(scaled.entries, together.entries)
 
 
-@pytest.mark.parametrize(('n', 'tolerance'), [(2**14, 1e-9), (2**16, 1e-9), (2**16 - 1, 1e-9), (2**20, 1e-6)])
-def test_large_alias_tables_are_as_exact_as_promised(n: int, tolerance: float) -> None:
+@pytest.mark.parametrize('n', [2**14, 2**16, 2**16 - 1, 2**20])
+def test_large_alias_tables_are_as_exact_as_promised(n: int) -> None:
     g = torch.randn(n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    for beta in (0.5, 2.0, 4.0):
+    for beta in (0.0, 0.5, 2.0, 8.0):
         w = torch.softmax(beta * math.sqrt(math.log(n) / 2) * g, 0)[None]
-        assert (AliasTable([w], 1, n).probabilities() - w).abs().sum() / 2 < tolerance
+        assert (AliasTable([w], 1, n).probabilities() - w).abs().sum() / 2 < 1e-11
+
+
+def total_variation(grammar: TreeGrammar, level: int) -> float:
+    """Between the rules and what the table of a level draws from, the largest of all parents."""
+    drawn = grammar.table(level).probabilities()
+    return (drawn - grammar.level_rules(level).flatten(1)).abs().sum(1).max().item() / 2
+
+
+@pytest.mark.parametrize('beta', [0.0, 0.5, 2.0, 8.0])
+@pytest.mark.parametrize('v', [2, 3, 32, 45, 128])
+def test_tables_draw_from_the_rules_of_every_parent_to_rounding(v: int, beta: float) -> None:
+    assert total_variation(RLM(v, 1, beta), 0) < 1e-12
+
+
+@pytest.mark.parametrize(('v', 'm'), [(2, 1), (2, 2), (3, 2), (7, 3), (32, 8), (32, 32), (48, 7), (128, 1)])
+def test_tables_draw_the_productions_of_every_level_equally(v: int, m: int) -> None:
+    rhm = RHM(v, m, 2)
+    for level in range(2):
+        assert total_variation(rhm, level) < 1e-12
+        drawn = rhm.table(level).probabilities()[(rhm.rules[level] != 0).flatten(1)]
+        torch.testing.assert_close(drawn, torch.full_like(drawn, 1 / m), rtol=1e-12, atol=0)
+
+
+def test_neither_rules_nor_tables_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks as small as they get, of rows so long that torch shares the sum of a single one among its threads."""
+    monkeypatch.setattr(tree_grammar, '_ENTRIES_PER_BLOCK', 1)
+    one = RLM(200, 1, 0.5)
+    torch.set_num_threads(3)
+    several = RLM(200, 1, 0.5)
+    assert torch.equal(several.rules[0], one.rules[0]) and torch.equal(several.M, one.M)
+    assert torch.equal(several.table(0).entries, one.table(0).entries)
+
+
+MEMORY = """
+import re, sys
+import torch
+from RLM_clean import measures
+from RLM_clean.datasets import RLM
+
+def mebibytes(name):
+    return int(re.search(name + r':\\s+(\\d+)', open('/proc/self/status').read())[1]) / 2**10
+
+torch.set_num_threads(1)
+RLM(4, 1).sequences(0, 10)
+before = mebibytes('VmRSS')
+rlm = RLM(256, 1)
+print(mebibytes('VmHWM') - before)
+measures.window_entropies(rlm), measures.reference(rlm), measures.tree_entropy(rlm), rlm.sequences(0, 1000)
+print(mebibytes('VmHWM') - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads the memory of a process from /proc')
+def test_a_language_with_its_floors_takes_twelve_bytes_for_an_entry_of_its_rules() -> None:
+    """v = 256: 192 MiB, and at most 64 for the arrays of some rows at a time and for what torch loads on the way."""
+    process = subprocess.run(
+        [sys.executable, '-c', MEMORY], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 0, process.stderr
+    built, measured = (float(line) for line in process.stdout.split())
+    assert 191 < built < 192 + 32 and measured < 192 + 64
 
 
 # ---------------------------------------------------------------------- the sampler against the rules
@@ -501,6 +565,7 @@ def test_an_online_grammar_has_neither_length_nor_items(rlm: RLM) -> None:
         len(rlm)
     with pytest.raises(TypeError, match='set num_data'):
         rlm[0]
+    assert rlm and RLM(10, 1, num_data=3)
 
 
 @pytest.mark.parametrize('num_data', [None, 10])
