@@ -84,6 +84,19 @@ def save(content: dict[str, Any], path: Path) -> None:
     atomic_write(path, write)
 
 
+def _link(path: Path, other: Path) -> None:
+    """Gives the file at `path` a second name, in the place of what had it; a copy where there are no links."""
+    temporary = other.with_name(f'.{other.name}{_TEMPORARY}{os.getpid()}')
+    try:
+        os.link(path, temporary)
+        os.replace(temporary, other)
+    except OSError:
+        save(load(path), other)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
 def _intact(path: Path) -> bool:
     """Whether a zip archive, which every .pt file is, has its end and the right checksums."""
     try:
@@ -141,6 +154,7 @@ class RunFiles:
         self.previous = self.folder / f'{name}_previous.pt'
         self.log = self.folder / f'{name}_log.jsonl'
         self.picture = self.folder / f'{name}.png'
+        self._saved: dict[str, Any] | None = None  # the last checkpoint that was saved here
 
     def load_config(self) -> dict[str, Any]:
         """The content of {outname}_config.pt. Raises UnreadableFileError also for an option that is none."""
@@ -208,6 +222,7 @@ class RunFiles:
         save(content, self.checkpoint(content['step']))
         if earlier:
             self.retire(earlier[-1], keep)
+        self._saved = content
 
     def retire(self, step: int, keep: Container[int]) -> None:
         """Takes 'resume' out of a checkpoint that is no longer the newest; removes it when `keep` lacks its step.
@@ -215,11 +230,12 @@ class RunFiles:
         The whole file stays under another name until the next one is retired.
         """
         path = self.checkpoint(step)
-        content = load(path)
+        # What this process has written it need not read.
+        content = self._saved if self._saved is not None and self._saved['step'] == step else load(path)
         if 'resume' in content:
-            save(content, self.previous)
-            del content['resume']
-            save(content, path)
+            _link(path, self.previous)
+            if step in keep:
+                save({name: part for name, part in content.items() if name != 'resume'}, path)
         if step not in keep:
             path.unlink()
 
