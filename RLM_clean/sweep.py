@@ -200,7 +200,10 @@ def begin(plan: Plan) -> Plan:
         plan.folder.mkdir(parents=True, exist_ok=True)
         while True:
             with claim(plan.folder, plan_file(plan.folder).name) as mine:
-                if mine:  # another driver may have come between
+                if mine:
+                    for leftover in plan.folder.glob(f'.{plan_file(plan.folder).name}.tmp-*'):  # of a killed driver
+                        leftover.unlink()
+                    # Another driver may have come between.
                     if plan_file(plan.folder).exists():
                         plan = read_plan(plan.folder).extended(plan)
                     save_plan(plan)

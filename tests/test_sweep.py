@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,8 +94,9 @@ def nobody_works(folder: Path) -> bool:
 
 
 def trains_or_ended(driver: subprocess.Popen[str], folder: Path) -> bool:
-    """Whether a driver has workers at runs, or has ended."""
-    return driver.poll() is not None or not nobody_works(folder)
+    """Whether a worker of this very driver trains a run, or the driver has ended."""
+    logs = folder.glob(f'logs/*_{driver.pid}_*.txt')
+    return driver.poll() is not None or any('\nstep ' in log.read_text() for log in logs)
 
 
 @pytest.fixture
@@ -135,24 +137,22 @@ def test_a_driver_that_is_killed_ten_times_loses_nothing(tmp_path: Path) -> None
     draw = random.Random(3)
     folder = tmp_path / 'sweep'
     line = words(folder, '--grid', 'beta=0.8,1.6,2.4', '--repetitions', '4', '--workers', '2', max_iters=3000)
-    kills = 0
-    while kills < 10:
+    for kill in range(10):
         process = start(line)
         wait_for(functools.partial(trains_or_ended, process, folder))
         time.sleep(draw.uniform(0, 1.5))
         process.kill()
         process.communicate()
-        assert process.returncode == -signal.SIGKILL, f'the sweep was over after {kills} kills'
-        kills += 1
-        if kills % 2:
-            for member in read_plan(folder).members:
-                if states.held(states.claim_file(folder, member.name)):
-                    holder = states.holder(folder, member.name)
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(holder[0], signal.SIGKILL) if holder else None
+        assert process.returncode == -signal.SIGKILL, f'the sweep was over after {kill} kills'
+        if kill % 2:
+            holders = {states.holder(folder, member.name) for member in read_plan(folder).members} - {None}
+            for pid, _ in filter(None, holders):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
     assert finish(line)[0] == 0
     plan = read_plan(folder)
     assert len(plan.members) == 12
+    assert [what for _, what in log_lines(folder) if what.startswith('interrupted')]
     assert_undisturbed(plan, undisturbed(plan, tmp_path))
 
 
@@ -191,6 +191,26 @@ def test_a_signal_to_the_driver_saves_and_stops_and_the_same_command_goes_on(tmp
     # And once more: nothing is left to do.
     status, out = finish(line)
     assert status == 0 and '2 runs, 0 of them to train' in out
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    """Also workers that do not come to an end."""
+    plan = make(tmp_path / 'sweep', 'beta=1,2')
+    code = 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)'
+    timers = [threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)) for seconds in (2, 3)]
+    started: list[subprocess.Popen[bytes]] = []
+    original = local.Crew._start
+
+    def keep(crew: local.Crew) -> None:
+        original(crew)
+        started.append(crew.workers[max(crew.workers)])
+
+    with mock.patch.object(worker, 'command', fake_worker(code)), mock.patch.object(local.Crew, '_start', keep):
+        for timer in timers:
+            timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            local.launch(plan, 2, 1, quiet)
+    assert [process.returncode for process in started] == [-signal.SIGKILL] * 2
 
 
 @pytest.mark.slow
