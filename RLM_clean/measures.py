@@ -43,11 +43,11 @@ from RLM_clean.datasets import TreeGrammar
 from RLM_clean.inference import all_next_token_probs, next_token_probs
 
 __all__ = [
-    'Language', 'Reference', 'ambiguity', 'bayes_floor', 'conditional_entropy', 'count_joint', 'count_ngrams',
-    'covariance', 'divergence_from_window', 'empirical_entropy', 'empirical_joint', 'empirical_marginals',
-    'empirical_mutual_information', 'entropy', 'excess_loss', 'joint', 'leaf_marginals', 'leaves_entropy',
-    'level_marginals', 'marginal', 'mutual_information', 'mutual_information_by_distance', 'participation_ratio',
-    'reference', 'rule_entropy', 'summable', 'test', 'tree_entropy', 'window_distribution',
+    'Language', 'Reference', 'ambiguity', 'bayes_floor', 'chained', 'conditional_entropy', 'count_joint',
+    'count_ngrams', 'covariance', 'divergence_from_window', 'empirical_entropy', 'empirical_joint',
+    'empirical_marginals', 'empirical_mutual_information', 'entropy', 'excess_loss', 'joint', 'leaf_marginals',
+    'leaves_entropy', 'level_marginals', 'marginal', 'mutual_information', 'mutual_information_by_distance',
+    'participation_ratio', 'reference', 'rule_entropy', 'summable', 'test', 'tree_entropy', 'window_distribution',
     'window_entropies', 'window_ladder',
 ]  # fmt: skip
 
@@ -189,7 +189,8 @@ def window_entropies(
 
     Where so many posteriors would take more than some seconds, `H_k = H_j - E[H(x_n | last j) - H(x_n | last k)]`, with
     j the window of the level below (about k/2) and the expectation over fewer contexts, other ones than those of H_j:
-    far tokens tell little, so that a few contexts, 8 at least, leave an error about that of H_j.
+    far tokens tell little, so that a few contexts, 8 at least, leave an error about that of H_j (M. B. Giles, Oper.
+    Res. 56, 607, 2008).
 
     `known` are windows of the same grammar and samples that are not computed again. Raises ValueError for k outside
     0..n-1 and for fewer than 2 samples where the sum is not exact.
@@ -209,7 +210,7 @@ def _window_entropy(
         return known[k]
     if summable(grammar, k):
         return _exact_window_entropy(grammar, k), 0.0
-    if _affordable(grammar, k, num_samples) == num_samples:
+    if not chained(grammar, k, num_samples):
         return _mean_and_error(_context_entropies(grammar, _sample_contexts(grammar, k, num_samples, seed)))
     below = window_ladder(k)[-2]
     value, error = _window_entropy(grammar, below, num_samples, seed, known)
@@ -234,6 +235,11 @@ def window_ladder(context_size: int) -> list[int]:
 def summable(grammar: TreeGrammar, k: int) -> bool:
     """Whether `H(x_n | last k tokens)` is summed exactly over all contexts and next tokens, up to 2^24 in all."""
     return k <= 1 or grammar.v ** (k + 1) <= _EXACT_ENTRIES
+
+
+def chained(grammar: TreeGrammar, k: int, num_samples: int = 4096) -> bool:
+    """Whether posteriors of k tokens are so dear that `window_entropies` takes fewer than `num_samples` of them."""
+    return not summable(grammar, k) and _affordable(grammar, k, num_samples) < num_samples
 
 
 def _affordable(grammar: TreeGrammar, k: int, num_samples: int) -> int:

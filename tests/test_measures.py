@@ -311,6 +311,7 @@ def test_windows_that_are_known_are_not_computed_again(monkeypatch: pytest.Monke
     monkeypatch.setattr(measures, '_SAMPLING_BUDGET', 30 * 40**3)
     at_once = measures.window_entropies(grammar)
     known = {k: at_once[k] for k in (0, 1, 3, 7)}
+    assert [measures.chained(grammar, k) for k in (0, 1, 3, 7, 15)] == [False, False, False, True, True]
     assert measures.window_entropies(grammar, [15], known=known) == {15: at_once[15]}
     assert measures.window_entropies(grammar, [15]) == {15: at_once[15]}
     assert measures.window_entropies(grammar, [7], known={7: (1.0, 0.5)}) == {7: (1.0, 0.5)}
