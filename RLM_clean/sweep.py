@@ -30,8 +30,8 @@ from RLM_clean.config import EXECUTION, make_parser
 from RLM_clean.estimate import describe
 from RLM_clean.grid import DEFAULTS, Request, merged, read_axis, read_toml
 from RLM_clean.plan import Plan, make_plan, plan_file, read_plan, save_plan
+from RLM_clean.plots import save_sweep
 from RLM_clean.states import claim, forget_failure, pending, state, table, totals
-from RLM_clean.sweep_plots import save_sweep
 from RLM_clean.words import Parser, number, parse, part, positive, positive_or_auto, whole
 
 __all__ = ['Results', 'collect', 'load', 'main']

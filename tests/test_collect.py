@@ -20,7 +20,7 @@ from RLM_clean.checkpoints import RunFiles, UnreadableFileError, load, load_run
 from RLM_clean.collect import Results, load_results, read_result, write_tables
 from RLM_clean.grid import Axis, read_axis
 from RLM_clean.plan import Plan, save_plan
-from RLM_clean.sweep_plots import plot_sweep, save_sweep
+from RLM_clean.plots import plot_sweep, save_sweep
 
 SHARED = {name: value for name, value in TINY.items() if name not in ('device', 'threads')}
 SHARED |= {'num_layers': 1, 'max_iters': 6, 'print_freq': 3}

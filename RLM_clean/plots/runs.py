@@ -1,4 +1,4 @@
-"""The figures, for finished runs and for notebooks alike."""
+"""The figures of a run: its learning curve against the floors, and its excess."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from matplotlib.figure import Figure
 from RLM_clean.checkpoints import Record, atomic_write
 from RLM_clean.config import Config
 from RLM_clean.measures import Language
-
-# Okabe and Ito's colours, told apart with any colour vision.
-BLUE, ORANGE, GREEN, GREY = '#0072B2', '#D55E00', '#009E73', '#555555'
+from RLM_clean.plots.style import BLUE, GREEN, GREY, ORANGE
 
 
 def learning_curve(
