@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from RLM_clean.checkpoints import Record, atomic_write
+from RLM_clean.checkpoints import Record
 from RLM_clean.config import Config
 from RLM_clean.measures import Language
-from RLM_clean.plots.style import BLUE, GREEN, GREY, ORANGE
+from RLM_clean.plots.style import AMBER, BLUE, GREEN, GREY, own_axes, panels, save, styled
 
 
+@styled
 def learning_curve(
     dynamics: list[Record],
     floors: dict[int, tuple[float, float]],
@@ -25,51 +24,66 @@ def learning_curve(
     """Training and test loss (nats) against the step, on a log axis, with the floors of the task as labelled lines.
 
     `floors` are the losses of the best predictors from the last k tokens, {k: (value, standard error)}, `entropy` the
-    lowest loss of any model. Draws into `axes`, or makes its own figure (`axes.figure`).
+    lowest loss of any model: what is below it is shaded. Draws into `axes`, or makes its own figure (`axes.figure`).
     """
-    if axes is None:
-        axes = Figure(figsize=(7, 4.5), layout='constrained').subplots()
+    axes = own_axes(axes)
     steps = [record['t'] for record in dynamics]
-    axes.plot(steps, [r['trainloss'] for r in dynamics], color=ORANGE, lw=1, alpha=0.8, label='training loss')
+    axes.plot(steps, [r['trainloss'] for r in dynamics], color=AMBER, lw=1.4, label='training loss')
     axes.plot(steps, [r['testloss'] for r in dynamics], color=BLUE, marker='.', label='test loss')
     # linear up to 1 puts step 0, the untrained model, on the log axis
-    axes.set_xscale('symlog', linthresh=1, linscale=0.5)
+    axes.set_xscale('symlog', linthresh=1, linscale=0.5, subs=range(2, 10))
     axes.set_xlim(left=0)
     if any(abs(value - entropy) < 1e-9 for value, _ in floors.values()):
-        floor_lines(axes, {f'k = {k}': value for k, (value, _) in floors.items()}, 'best loss from the last k tokens')
+        lines = {f'$H_{{{k}}}$ = {value:.3f}': value for k, (value, _) in floors.items()}
+        floor_lines(axes, lines, '$H_k$, best loss from the last k tokens')
     else:  # a task of several targets, whose floor is no window's
-        floor_lines(axes, {'floor': entropy}, 'best loss of all models')
+        floor_lines(axes, {f'floor = {entropy:.3f}': entropy}, 'best loss of all models')
+    low = axes.get_ylim()[0]
+    axes.axhspan(low, entropy, color='#EFEFEF', lw=0, zorder=0.5)
+    axes.annotate(
+        'no model goes below', (0.01, (low + entropy) / 2), xycoords=('axes fraction', 'data'),
+        va='center', fontsize=8, color=GREY,
+    )  # fmt: skip
     axes.set_xlabel('step')
     axes.set_ylabel('loss (nats)')
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title)
     # Below the axes: inside, some curve or floor would run through it.
-    axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False, fontsize=9)
+    axes.legend(loc='upper left', bbox_to_anchor=(-0.02, -0.15), ncols=3, borderaxespad=0, columnspacing=1.5)
     return axes
 
 
+@styled
 def floor_lines(axes: Axes, lines: dict[str, float], legend: str) -> None:
-    """Horizontal lines at the values of `lines`, each labelled in the right margin; labels are kept apart."""
+    """Horizontal lines, `{label: value}`, the labels standing at their right ends and kept apart.
+
+    The lowest one, which no model passes, is drawn through; `legend` stands for all of them.
+    """
     low, high = axes.get_ylim()
     low, high = min(low, *lines.values()), max(high, *lines.values())
     low, high = low - 0.05 * (high - low), high + 0.02 * (high - low)
     axes.set_ylim(low, high)
-    label = low - math.inf
-    for i, (name, value) in enumerate(sorted(lines.items(), key=lambda line: line[1])):
-        axes.axhline(value, color=GREY, ls='--', lw=1, zorder=1, label=legend if i == 0 else None)
-        label = max(value, label + 0.045 * (high - low))
-        place = (1.01, (label - low) / (high - low))
-        axes.annotate(f'{name}: {value:.3f}', place, xycoords='axes fraction', va='center', fontsize=8, color=GREY)
+    place = -math.inf
+    for i, (label, value) in enumerate(sorted(lines.items(), key=lambda line: line[1])):
+        dashes = '-' if i == 0 else '--'
+        axes.axhline(value, color=GREY, ls=dashes, lw=1, zorder=1, label=legend if i == len(lines) - 1 else None)
+        place = max(value, place + 0.05 * (high - low))
+        right_end = (1.01, (place - low) / (high - low))
+        axes.annotate(label, right_end, xycoords='axes fraction', va='center', fontsize=9, color=GREY)
 
 
+@styled
 def excess_curve(dynamics: list[Record], axes: Axes | None = None, title: str = '') -> Axes:
-    """The excess over the floor (nats) against the step, both on log axes; step 0 is left out."""
-    if axes is None:
-        axes = Figure(figsize=(7, 4.5), layout='constrained').subplots()
+    """The excess over the floor (nats) against the step, both on log axes, the last value named; step 0 is left out."""
+    axes = own_axes(axes)
     later = [record for record in dynamics if record['t'] > 0 and record['excess'] > 0]
     axes.loglog([r['t'] for r in later], [r['excess'] for r in later], color=GREEN, marker='.')
     axes.set_xlabel('step')
     axes.set_ylabel('excess over the floor (nats)')
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title)
+    if later:
+        end = (later[-1]['t'], later[-1]['excess'])
+        # Left of the end: excesses fall, so nothing is there.
+        axes.annotate(f'{end[1]:.2g}', end, (-8, -1), textcoords='offset points', ha='right', va='center', color=GREEN)
     return axes
 
 
@@ -83,9 +97,7 @@ def run_title(config: Config) -> str:
 
 def save_learning_curve(dynamics: list[Record], language: Language, config: Config, path: Path) -> None:
     """Draws the learning curve of a run and its excess side by side into a PNG file, atomically."""
-    figure = Figure(figsize=(11, 4.2), layout='constrained')
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    left, right = panels(1, 2, size=(11, 4.2), width_ratios=(3, 2))
     learning_curve(dynamics, language.floors, language.entropy, run_title(config), left)
-    excess_curve(dynamics, right)
-    options: dict[str, Any] = {'format': 'png', 'dpi': 130}
-    atomic_write(path, lambda file: figure.savefig(file, **options))
+    excess_curve(dynamics, right, 'distance from the best predictor')
+    save(left.figure, path)
