@@ -20,6 +20,7 @@ from RLM_clean.inference import (
     most_probable_tree,
     next_token_probs,
     sample_posterior,
+    spine_posteriors,
 )
 
 LEAVES_FUNCTIONS = [
@@ -106,6 +107,56 @@ def test_every_next_token_and_likelihood_are_exact(grammar: TreeGrammar) -> None
     leaves, probs = occurring(table, at_most=200)
     assert_close(all_next_token_probs(grammar, leaves), next_given(table, leaves))
     assert_close(log_likelihood(grammar, leaves), probs.log())
+    for m in range(1, 2**grammar.L):
+        last = table.reshape(-1, *[grammar.v] * m).sum(0)
+        assert_close(log_likelihood(grammar, leaves[:, -m:]), last[tuple(leaves[:, -m:].T)].log())
+
+
+@exhaustive(*LITERAL)
+def test_ancestors_of_the_last_token_are_a_markov_chain_with_exact_posteriors(grammar: TreeGrammar) -> None:
+    levels, probs = all_trees(grammar)
+    v, L, n = grammar.v, grammar.L, 2**grammar.L
+    spine = torch.stack([nodes[:, -1] for nodes in levels], 1)
+    table = joint(grammar)
+    for k in range(n):
+        contexts, _ = last_given(table, k)
+        posteriors, channels = spine_posteriors(grammar, contexts)
+        assert posteriors.shape == (len(contexts), L + 1, v) and channels.shape == (len(contexts), L, v, v)
+        assert_close(channels.sum(-1), torch.ones(len(contexts), L, v, dtype=torch.float64))
+        for row in range(0, len(contexts), 1 + len(contexts) // 10):
+            weights = probs * (levels[-1][:, n - 1 - k : n - 1] == contexts[row]).all(1)
+            for l in range(L + 1):
+                found = torch.zeros(v, dtype=torch.float64).index_add(0, spine[:, l], weights)
+                assert_close(posteriors[row, l], found / found.sum())
+            for l in range(L):
+                pairs = torch.zeros(v * v, dtype=torch.float64).index_add(0, spine[:, l + 1] * v + spine[:, l], weights)
+                pairs = pairs.view(v, v)
+                possible = pairs.sum(1) > 0
+                expected = pairs[possible] / pairs[possible].sum(1, keepdim=True)
+                torch.testing.assert_close(channels[row, l, possible], expected, rtol=1e-9, atol=1e-12)
+                excluded = posteriors[row, l + 1] == 0
+                assert not (possible & excluded).any()
+
+
+def test_posteriors_of_ancestors_agree_with_those_of_the_whole_tree() -> None:
+    """Levels with rules of their own and contractions of dense messages, beyond the trees that can be listed."""
+    grammar = random_grammar(6, 4, seed=3, zeros=0.3, shared=False)
+    leaves = grammar.sequences(0, 30)
+    posteriors, channels = spine_posteriors(grammar, leaves[:, :-1])
+    for l, nodes in enumerate(ancestor_posteriors(grammar, leaves, past=15)):
+        assert_close(posteriors[:, l], nodes[:, -1])
+    # The channels given x_n are the posteriors given all leaves.
+    belief = torch.nn.functional.one_hot(leaves[:, -1], 6).double()
+    for l in range(3, -1, -1):
+        belief = torch.einsum('rc,rca->ra', belief, channels[:, l])
+        assert_close(belief, ancestor_posteriors(grammar, leaves)[l][:, -1])
+
+
+def test_a_sequence_of_probability_zero_has_minus_infinity_where_that_is_asked_for() -> None:
+    leaves = torch.tensor([[0, 0, 0, 0], [0, 0, 1, 0], [2, 2, 2, 2], [1, 1, 1, 0]])
+    third = torch.tensor(1 / 3, dtype=torch.float64).log()
+    found = log_likelihood(copying_grammar(), leaves, strict=False)
+    assert_close(found, torch.stack((third, -torch.inf * third.abs(), third, -torch.inf * third.abs())))
 
 
 @exhaustive(*SMALL)
