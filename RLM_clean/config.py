@@ -31,6 +31,10 @@ SEED: Check = (lambda x: 0 <= x < 2**63, 'a whole number from 0 to 2^63 - 1')
 # torch's generator on the CPU looks at no more bits of a seed: see streams.seeded_generator.
 GENERATOR_SEED: Check = (lambda x: 0 <= x < 2**32, 'a whole number from 0 to 2^32 - 1')
 
+# What a dataset or a model may be: the library's own, and what init.register_dataset and init.register_model add.
+DATASETS = ['rlm', 'rhm']
+MODELS = ['transformer_mlm', 'transformer_clm', 'fcn']
+
 # Options that change where or how a run is computed, not what: a resumed run may set them anew.
 EXECUTION = frozenset({'outname', 'device', 'threads', 'compile', 'resume', 'tensorboard'})
 
@@ -49,7 +53,7 @@ class Config:
     outname: str = option('', 'output', 'required: path of the files to write, without ending, as results/my_run')
 
     dataset: str = option(
-        'rlm', 'language', 'rlm: Random Language Model; rhm: Random Hierarchy Model', choices=('rlm', 'rhm')
+        'rlm', 'language', 'rlm: Random Language Model; rhm: Random Hierarchy Model', choices=DATASETS
     )  # fmt: skip
     num_features: int = option(
         128, 'language', 'v, the number of symbols', (lambda x: x >= 2, 'a whole number, 2 or more')
@@ -83,7 +87,7 @@ class Config:
     model: str = option(
         'transformer_mlm', 'model',
         'transformer_mlm: logits of the last token; transformer_clm: of every next token; fcn: fully connected',
-        choices=('transformer_mlm', 'transformer_clm', 'fcn'),
+        choices=MODELS,
     )  # fmt: skip
     depth: int = option(1, 'model', 'blocks of a transformer, hidden layers of fcn', POSITIVE)
     embedding_dim: int = option(64, 'model', 'dimensions of the residual stream', POSITIVE)
@@ -186,7 +190,8 @@ def _check_option(field: dataclasses.Field[Any], value: Any) -> None:
     if not good:
         raise ValueError(f'{name}={value!r} is not {_KIND_NAMES[kind]}: give one')
     if choices and value not in choices:
-        raise ValueError(f'{name}={value!r} is unknown: use {" or ".join(str(c) for c in choices)}')
+        more = f', or register it first by init.register_{name}' if name in ('dataset', 'model') else ''
+        raise ValueError(f'{name}={value!r} is unknown: use {" or ".join(str(c) for c in choices)}{more}')
     if kind is int and not abs(value) < 2**63:
         raise ValueError(f'{name}={value} is out of range: use a whole number below 2^63')
     if check is not None and not check[0](value):

@@ -3,16 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, optim
 
 from RLM_clean import datasets, models
-from RLM_clean.config import Config
+from RLM_clean.config import DATASETS, MODELS, Config
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
+DrawRules = Callable[[Config], Tensor]
+BuildModel = Callable[[Config], nn.Module]
+
+# What a program has added to the library's own datasets and models.
+_datasets: dict[str, DrawRules] = {}
+_models: dict[str, BuildModel] = {}
+
+
+def register_dataset(name: str, rules: DrawRules) -> None:
+    """Makes `dataset=name` the language whose rules are `rules(config)`, in this process.
+
+    `rules` returns P(children = (b, c) | parent = a): `(v, v, v)` where all levels share them, or `(L, v, v, v)` with a
+    tensor a level from the root; a function of config.num_features (v), num_layers (L), beta, num_synonyms and
+    seed_rules. It is called once: later the rules come from the files of the run, in float32. The root is uniform.
+    Raises ValueError for a name of the library's own.
+    """
+    _register(_datasets, DATASETS, 'dataset', name)
+    _datasets[name] = rules
+
+
+def register_model(name: str, build: BuildModel) -> None:
+    """Makes `model=name` the module that `build(config)` returns, in this process.
+
+    It maps token indices `(B, T)`, T = config.context_size (or rows `(B, T, v)` for input_format='onehot'), to the
+    logits `(B, v)` of the token that follows; its weights are a function of config.seed_model. Raises ValueError for a
+    name of the library's own.
+    """
+    _register(_models, MODELS, 'model', name)
+    _models[name] = build
+
+
+def _register(registered: Container[str], names: list[str], option: str, name: str) -> None:
+    if name in names and name not in registered:
+        raise ValueError(f"{option}={name!r} is one of the library's own: use another name")
+    if name not in names:
+        names.append(name)
 
 
 def init_data(config: Config, device: torch.device | str = 'cpu', rules: Tensor | None = None) -> datasets.TreeGrammar:
@@ -21,6 +57,15 @@ def init_data(config: Config, device: torch.device | str = 'cpu', rules: Tensor 
     device = torch.device('cpu') if torch.device(device).type == 'mps' else torch.device(device)
     num_data = config.train_size if config.regime == 'offline' else None
     v, L, seeds = config.num_features, config.num_layers, (config.seed_rules, config.seed_sample)
+    if config.dataset in _datasets:
+        given = _datasets[config.dataset](config).float() if rules is None else rules
+        if given.shape not in ((v, v, v), (L, v, v, v)):
+            raise ValueError(
+                f'dataset={config.dataset!r} has rules of shape {tuple(given.shape)}: '
+                f'make them {(v, v, v)}, or {(L, v, v, v)} with a tensor a level'
+            )
+        levels = given if given.ndim == 3 else list(given)
+        return datasets.TreeGrammar(levels, L, seed_samples=config.seed_sample, num_data=num_data, device=device)
     if config.dataset == 'rhm':
         return datasets.RHM(v, config.num_synonyms, L, *seeds, num_data=num_data, device=device, rules=rules)
     return datasets.RLM(v, L, config.beta, *seeds, num_data=num_data, device=device, rules=rules)
@@ -52,6 +97,8 @@ def transform_inputs(inputs: Tensor, v: int, input_format: str = 'long', whiteni
 def init_model(config: Config) -> nn.Module:
     """The model of a run, on the CPU, its weights a function of the shapes and of seed_model alone."""
     c = config
+    if c.model in _models:
+        return _models[c.model](c)
     if c.model == 'fcn':
         return models.MLP(
             vocab_size=c.num_features,

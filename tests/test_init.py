@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from small_runs import tiny, train
+from torch import Tensor, nn
 
 from RLM_clean import init, machine
-from RLM_clean.config import Config
+from RLM_clean.checkpoints import load_run
+from RLM_clean.config import DATASETS, MODELS, Config
 from RLM_clean.datasets import RHM, RLM
 from RLM_clean.models import CLM, MLM, MLP
 
@@ -55,6 +61,98 @@ def test_stored_rules_take_the_place_of_the_seed(dataset: str) -> None:
     rules = torch.stack(first.rules) if dataset == 'rhm' else first.rules[0]
     again = init.init_data(config(dataset=dataset, num_layers=2, num_synonyms=3, seed_rules=99), rules=rules)
     assert torch.equal(again.sequences(0, 20), first.sequences(0, 20))
+
+
+# ---------------------------------------------------------------------- languages and models that a program adds
+
+
+@contextmanager
+def own_registry() -> Iterator[None]:
+    """What is registered meanwhile is forgotten after it."""
+    kept = [registered.copy() for registered in (DATASETS, MODELS)]
+    with mock.patch.dict(init._datasets), mock.patch.dict(init._models):
+        yield
+    DATASETS[:], MODELS[:] = kept
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    with own_registry():
+        yield
+
+
+def cyclic_rules(c: Config) -> Tensor:
+    """Each symbol a becomes (a + s, a + 2s), s the seed: no choice at all."""
+    v, a = c.num_features, torch.arange(c.num_features)
+    rules = torch.zeros(v, v, v, dtype=torch.float64)
+    rules[a, (a + c.seed_rules) % v, (a + 2 * c.seed_rules) % v] = 1
+    return rules
+
+
+class Unigram(nn.Module):
+    """Logits that do not depend on the context."""
+
+    def __init__(self, v: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(v))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.bias.expand(len(inputs), -1)
+
+
+@pytest.mark.usefixtures('registry')
+def test_a_registered_dataset_is_the_language_of_its_rules() -> None:
+    init.register_dataset('cyclic', cyclic_rules)
+    grammar = init.init_data(config(dataset='cyclic', num_layers=2, seed_rules=1, regime='offline', train_size=100))
+    leaves = grammar.sequences(0, 50)
+    assert torch.equal((leaves - leaves[:, :1]) % 6, torch.tensor([0, 1, 1, 2]).expand(50, 4))
+    assert grammar.shared and grammar.rules[0].dtype == torch.float32 and len(grammar) == 100
+    init.register_dataset('cyclic', lambda c: torch.stack([cyclic_rules(c)] * c.num_layers))
+    levels = init.init_data(config(dataset='cyclic', num_layers=2, seed_rules=1))
+    assert not levels.shared and torch.equal(levels.sequences(0, 50), leaves)
+
+
+@pytest.mark.usefixtures('registry')
+def test_a_registered_dataset_reads_its_rules_from_the_files_of_a_run(tmp_path: Path) -> None:
+    init.register_dataset('cyclic', cyclic_rules)
+    train(tiny(tmp_path / 'a', dataset='cyclic', max_iters=2))
+    init.register_dataset('cyclic', lambda c: torch.zeros(0))  # later versions may draw other rules
+    run = load_run(tmp_path / 'a')
+    assert torch.equal(run.rlm.rules[0], cyclic_rules(run.config).float())
+
+
+@pytest.mark.usefixtures('registry')
+def test_a_registered_model_is_trained_and_opened_again(tmp_path: Path) -> None:
+    init.register_model('unigram', lambda c: Unigram(c.num_features))
+    outcome = train(tiny(tmp_path / 'a', model='unigram', num_layers=1, lr=1.0, max_iters=200))
+    run = load_run(tmp_path / 'a')
+    model = run.model()
+    assert isinstance(model, Unigram)
+    # The best predictor that sees nothing has the loss H_0; 64 test sequences leave it uncertain.
+    assert run.marginal is not None and abs(outcome.dynamics[-1]['testloss'] - run.marginal) < 0.3
+    assert torch.equal(run.logits(model, run.test_batch(0)[0]), model.bias.expand(64, -1))
+
+
+@pytest.mark.parametrize('option', ['dataset', 'model'])
+def test_a_run_of_what_is_not_registered_says_what_to_do(tmp_path: Path, option: str) -> None:
+    with own_registry():
+        init.register_dataset('mine', cyclic_rules)
+        init.register_model('mine', lambda c: Unigram(c.num_features))
+        train(tiny(tmp_path / 'a', max_iters=2, **{option: 'mine'}))
+    message = f"{option}='mine' is unknown: use .* or register it first by init.register_{option}$"
+    with pytest.raises(ValueError, match=message):
+        load_run(tmp_path / 'a')
+
+
+@pytest.mark.usefixtures('registry')
+def test_what_cannot_be_registered_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model='fcn' is one of the library's own: use another name"):
+        init.register_model('fcn', lambda c: Unigram(c.num_features))
+    with pytest.raises(ValueError, match=r"dataset='rlm' is one of the library's own: use another name"):
+        init.register_dataset('rlm', cyclic_rules)
+    init.register_dataset('small', lambda c: torch.ones(2, 2, 2) / 4)
+    with pytest.raises(ValueError, match=r"dataset='small' has rules of shape \(2, 2, 2\): make them \(6, 6, 6\), or"):
+        init.init_data(config(dataset='small'))
 
 
 def test_sequences_for_mps_are_drawn_beside_it() -> None:
