@@ -1,0 +1,139 @@
+"""The figures of a grammar's rules: heat maps, ranked probabilities, entropy and participation against beta."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+
+from RLM_clean import correlations, theory
+from RLM_clean.datasets import RHM, RLM
+from RLM_clean.plots.style import BLACK, CYCLE, GREY, own_axes, panels, shades, styled
+
+# Probabilities below are of one colour in heat maps.
+_LEAST = 1e-5
+
+
+def language_name(language: RLM | RHM, sizes: bool = False) -> str:
+    """The language and its parameter, 'RLM, beta = 2' or 'RHM, m = 4', with v and L where `sizes` asks for them."""
+    kind = 'RHM' if isinstance(language, RHM) else 'RLM'
+    parameter = f'm = {language.m}' if isinstance(language, RHM) else f'beta = {language.beta:g}'
+    return f'{kind}, v = {language.v}, L = {language.L}, {parameter}' if sizes else f'{kind}, {parameter}'
+
+
+@styled
+def rule_maps(language: RLM | RHM, symbols: Iterable[int] = range(4), level: int = 0, axes: Any = None) -> Any:
+    """Heat maps `T[a, b, c]` over the pairs of children (b, c), one panel a symbol a of `symbols`; an array of axes.
+
+    The colours are logarithmic, the same in all panels; the one of the lowest value stands for all below it, zero
+    included. `level` counts from the root. Given `axes` are as many as the symbols.
+    """
+    symbols = list(symbols)
+    if axes is None:
+        axes = panels(1, len(symbols), size=(1 + 2.5 * len(symbols), 2.9), squeeze=False, sharey=True)[0]
+    axes = np.ravel(axes)
+    rules = language.level_rules(level)
+    name = f'{language_name(language)}: '
+    for panel, a in zip(axes, symbols, strict=True):
+        values = rules[a].clamp(min=_LEAST)
+        # Cells fill their panel: constrained layout loses the labels of panels of a fixed aspect.
+        image = panel.imshow(values, norm=LogNorm(_LEAST, 1), origin='lower', interpolation='none', aspect='auto')
+        panel.grid(False)
+        panel.set_title(f'{name}a = {a}')
+        panel.set_xlabel('right child c')
+        panel.set_ylabel('left child b')
+        panel.label_outer()
+        name = ''  # of the first panel alone
+    bar = axes[0].figure.colorbar(image, ax=list(axes), extend='min', aspect=15, pad=0.02)
+    bar.set_label('probability T[a, b, c]')
+    return axes
+
+
+@styled
+def ranked_rules(languages: Sequence[RLM], axes: Axes | None = None) -> Axes:
+    """The probabilities of a symbol's pairs of children from the largest to the smallest: their mean over symbols.
+
+    Both axes are logarithmic.
+    """
+    axes = own_axes(axes)
+    for language, color in zip(languages, shades(len(languages)), strict=True):
+        ranked = language.level_rules(0).flatten(1).sort(1, descending=True).values.mean(0).numpy()
+        rank = np.arange(1, len(ranked) + 1)
+        axes.loglog(rank, ranked, color=color, label=f'beta = {language.beta:g}')
+    axes.set_ylim(1e-7, 1.5)
+    axes.set_xlabel('rank of the pair (b, c)')
+    axes.set_ylabel('mean probability T[a, b, c]')
+    axes.legend()
+    return axes
+
+
+@styled
+def rule_entropies(languages: Sequence[RLM], axes: Axes | None = None) -> Axes:
+    """The entropy of a rule against beta, as a fraction of 2 ln v, its value at beta = 0.
+
+    Points are the mean over the rules of the grammars of one v and beta with its standard error, lines the mean over
+    all grammars, dashed the limit of the random energy model for large v, which freezes at beta = 2.
+    """
+    axes = _against_beta(
+        languages, own_axes(axes), correlations.rule_entropy, theory.mean_rule_entropy, lambda v: 2 * math.log(v)
+    )
+    betas = np.array([0, *np.linspace(0, 2, 50), _largest(languages)])
+    limit = [theory.rem_entropy(2, beta) / (2 * math.log(2)) for beta in betas]
+    axes.plot(betas, limit, color=BLACK, ls='--', lw=1, label='v to infinity (REM)')
+    axes.set_ylabel('entropy of a rule (2 ln v)')
+    axes.legend()
+    return axes
+
+
+@styled
+def rule_participation(languages: Sequence[RLM], axes: Axes | None = None) -> Axes:
+    """The participation ratio `sum_bc M[a, b, c]^2` against beta: the probability that two draws of a rule agree.
+
+    Points, lines and the dashed limit are those of `rule_entropies`.
+    """
+    axes = _against_beta(
+        languages,
+        own_axes(axes),
+        correlations.participation_ratio,
+        theory.mean_participation_ratio,
+        lambda v: 1.0,
+    )
+    betas = np.linspace(0, _largest(languages), 100)
+    limit = [theory.rem_participation_ratio(beta) for beta in betas]
+    axes.plot(betas, limit, color=BLACK, ls='--', lw=1, label='v to infinity (REM)')
+    axes.set_ylabel('participation ratio (probability)')
+    axes.legend()
+    return axes
+
+
+def _largest(languages: Sequence[RLM]) -> float:
+    return max(language.beta for language in languages)
+
+
+def _against_beta(
+    languages: Sequence[RLM],
+    axes: Axes,
+    measure: Callable[[torch.Tensor], torch.Tensor],
+    mean: Callable[[int, float], float],
+    unit: Callable[[int], float],
+) -> Axes:
+    """A number of each rule of the languages against beta: points with errors, and their mean by quadrature."""
+    sizes = sorted({language.v for language in languages})
+    for v, color in zip(sizes, CYCLE, strict=False):
+        chosen = [language for language in languages if language.v == v]
+        betas = sorted({language.beta for language in chosen})
+        values = [torch.cat([measure(one.rules[0]) for one in chosen if one.beta == beta]) for beta in betas]
+        means = [value.mean().item() / unit(v) for value in values]
+        errors = [value.std().item() / math.sqrt(len(value)) / unit(v) for value in values]
+        axes.errorbar(betas, means, errors, color=color, fmt='o')
+        line = np.linspace(0, _largest(languages), 25)
+        axes.plot(line, [mean(v, beta) / unit(v) for beta in line], color=color, label=f'v = {v}')
+    axes.axvline(theory.BETA_FREEZING, color=GREY, lw=1, ls=':', label='freezing, beta = 2')
+    axes.set_xlabel('beta (inverse temperature)')
+    axes.set_title('points: sampled rules; lines: mean over all grammars')
+    return axes
