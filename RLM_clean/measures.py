@@ -80,30 +80,45 @@ def test(model: nn.Module, inputs: Tensor, targets: Tensor, logits: Logits = app
     than the targets.
     """
     loss, correct = 0.0, 0
-    for scores, y in _evaluate(model, inputs, targets, logits):
-        _check_logits(scores, y.shape)
-        flat = scores.flatten(0, -2)
-        loss += F.cross_entropy(flat, y.flatten(), reduction='none').cpu().double().sum().item()
-        correct += int((flat.argmax(-1) == y.flatten()).sum().item())
+    for scores, rows, y in _evaluate(model, inputs, targets, logits):
+        _check_logits(scores, rows, y.shape)
+        flat, answers = scores.flatten(0, -2), y.flatten()
+        rows = torch.arange(len(answers), device=answers.device) if rows is None else rows
+        loss -= torch.log_softmax(flat, -1)[rows, answers].cpu().double().sum().item()
+        correct += int((flat.argmax(-1)[rows] == answers).sum().item())
     return loss / targets.numel(), correct / targets.numel()
 
 
-def _evaluate(model: nn.Module, inputs: Tensor, others: Tensor, logits: Logits) -> Iterable[tuple[Tensor, Tensor]]:
-    """Logits in float32 or better, chunk by chunk, beside the rows of `others`; the model is in eval mode meanwhile."""
+def _evaluate(
+    model: nn.Module, inputs: Tensor, others: Tensor, logits: Logits
+) -> Iterable[tuple[Tensor, Tensor | None, Tensor]]:
+    """Logits in float32 or better, chunk by chunk, beside the rows of `others`; the model is in eval mode meanwhile.
+
+    Between them stands the row of the logits that belongs to each row of `others`, None where they go one by one.
+    """
     was_training = model.training
     model.eval()
     size = max(1, _TOKENS_PER_PASS // inputs.shape[1])
     try:
         for x, y in zip(inputs.split(size), others.split(size), strict=True):
-            scores = logits(model, x)
-            yield (scores if scores.dtype == torch.float64 else scores.float()), y
+            distinct, rows = _distinct(x)
+            scores = logits(model, distinct)
+            yield (scores if scores.dtype == torch.float64 else scores.float()), rows, y
     finally:
         model.train(was_training)
 
 
-def _check_logits(scores: Tensor, shape: torch.Size) -> None:
+def _distinct(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The contexts without repetitions, and the row of each one among them: contexts of one token repeat soonest."""
+    if inputs.shape != (len(inputs), 1):
+        return inputs, None
+    distinct, rows = inputs.flatten().unique(return_inverse=True)
+    return (inputs, None) if len(distinct) == len(inputs) else (distinct[:, None], rows)
+
+
+def _check_logits(scores: Tensor, rows: Tensor | None, shape: torch.Size) -> None:
     # Logits at every position would broadcast against the answers at the last one, without an error.
-    if scores.shape[:-1] != shape:
+    if scores.shape[1:-1] != shape[1:] or len(scores) != (shape[0] if rows is None else int(rows.max()) + 1):
         raise ValueError(
             f'logits of shape {tuple(scores.shape)} do not fit targets of shape {tuple(shape)}: '
             'choose the positions by logits, as in logits=run.logits'
@@ -298,9 +313,10 @@ class Reference:
         Raises ValueError for logits at other positions than the posteriors.
         """
         divergences = []
-        for scores, p in _evaluate(model, self.inputs, self.posteriors, logits):
-            _check_logits(scores, p.shape[:-1])
+        for scores, rows, p in _evaluate(model, self.inputs, self.posteriors, logits):
+            _check_logits(scores, rows, p.shape[:-1])
             log_q = torch.log_softmax(scores.to(p.device).double(), -1)  # beside p: mps has no float64
+            log_q = log_q if rows is None else log_q[rows.to(p.device)]
             # What cannot follow costs nothing, also where the model rules it out: 0 times -inf is no number.
             divergences.append(-(torch.special.entr(p) + (p * log_q).where(p > 0, 0)).sum(-1))
         return _mean_and_error(self._per_context(torch.cat(divergences)), self.weights)

@@ -125,6 +125,27 @@ def test_loss_and_accuracy_are_the_direct_means_whatever_the_chunks(
     assert type(loss) is float and type(accuracy) is float
 
 
+def test_contexts_of_one_token_are_evaluated_once_each() -> None:
+    model, generator = model_of(RLM(5, 1)).float(), torch.Generator().manual_seed(0)
+    inputs, targets = torch.randint(5, (300, 1), generator=generator), torch.randint(5, (300,), generator=generator)
+    seen = []
+
+    def logits(model: nn.Module, inputs: Tensor) -> Tensor:
+        seen.append(inputs)
+        return model(inputs)
+
+    loss, accuracy = measures.test(model, inputs, targets, logits)
+    whole = log_probs(model, inputs)
+    assert [x.tolist() for x in seen] == [[[0], [1], [2], [3], [4]]]
+    assert loss == pytest.approx(F.nll_loss(whole, targets).item(), rel=1e-6)
+    assert accuracy == (whole.argmax(1) == targets).double().mean().item()
+    # A sampled reference may repeat its contexts too.
+    posteriors = torch.rand(300, 5, generator=generator, dtype=torch.float64).softmax(1)
+    divergence, _ = measures.Reference(inputs, posteriors, None).divergence(model, logits)
+    assert seen[1].tolist() == seen[0].tolist()
+    assert divergence == pytest.approx((posteriors * (posteriors.log() - whole)).sum(1).mean().item(), rel=1e-6)
+
+
 @pytest.mark.parametrize('training', [True, False])
 def test_a_measured_model_comes_back_in_its_mode_and_without_gradients(training: bool) -> None:
     """Also after an error in the middle."""
