@@ -13,7 +13,6 @@ from itertools import count, takewhile
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from RLM_clean.correlations import (
