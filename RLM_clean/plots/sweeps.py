@@ -6,19 +6,19 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from RLM_clean.checkpoints import atomic_write
 from RLM_clean.collect import Array, Results
 from RLM_clean.grid import format_value, similar
+from RLM_clean.plots.style import save, shades, styled
 
 # More columns than these would be too small to read.
 _MOST_COLUMNS = 6
 
 
+@styled
 def plot_sweep(results: Results, by: str | None = None) -> Figure:
     """Test loss and excess (nats) against the step: a line a value of the axis `by`, a column a point of the others.
 
@@ -34,9 +34,9 @@ def plot_sweep(results: Results, by: str | None = None) -> Figure:
     others = [name for name in axes if name != by]
     points = list(itertools.product(*(enumerate(results.axes[name]) for name in others)))[:_MOST_COLUMNS]
     labels = [f'{by} = {format_value(value)}' for value in results.axes[by]] if by else ['all runs']
-    colors = matplotlib.colormaps['viridis'](np.linspace(0, 0.85, len(labels)))
+    colors = shades(len(labels))
 
-    figure = Figure(figsize=(1 + 4.2 * len(points), 7.2), layout='constrained')
+    figure = Figure(figsize=(1 + 4.2 * len(points), 7.2))
     panels = figure.subplots(2, len(points), sharex=True, sharey='row', squeeze=False)
     values = {name: results.curves(name) for name in ('testloss', 'excess')} | {'floor': results['entropy']}
     for (upper, lower), point in zip(panels.T, points, strict=True):
@@ -50,7 +50,7 @@ def plot_sweep(results: Results, by: str | None = None) -> Figure:
             if len(floors):
                 upper.axhline(floors.mean(), color=color, ls='--', lw=1, zorder=1)
         title = ', '.join(f'{name} = {format_value(value)}' for name, (_, value) in zip(others, point, strict=True))
-        upper.set_title(title, fontsize=10)
+        upper.set_title(title, loc='center')
         # linear up to 1 puts step 0, the untrained model, on the log axis
         lower.set_xscale('symlog', linthresh=1, linscale=0.5)
         lower.set_xlim(left=0)
@@ -58,7 +58,7 @@ def plot_sweep(results: Results, by: str | None = None) -> Figure:
         lower.set_xlabel('step')
     panels[0, 0].set_ylabel('test loss (nats); dashed: floor')
     panels[1, 0].set_ylabel('excess over the floor (nats)')
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=6, frameon=False)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=6)
     return figure
 
 
@@ -79,7 +79,5 @@ def save_sweep(results: Results) -> list[Path]:
     if not len(results.steps):
         return []
     path = results.plan.folder / 'sweep.png'
-    figure = plot_sweep(results)
-    options: dict[str, Any] = {'format': 'png', 'dpi': 130}
-    atomic_write(path, lambda file: figure.savefig(file, **options))
+    save(plot_sweep(results), path)
     return [path]
