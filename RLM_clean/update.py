@@ -7,13 +7,16 @@ compiled, it is mostly matrix products.
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, fx, nn, optim
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from RLM_clean import init
 from RLM_clean.config import EXECUTION, Config
@@ -353,12 +356,33 @@ def in_place(step: Callable[..., Any], names: list[str], keys: list[str]) -> Cal
 
 
 def traced(write: Callable[..., Tensor], tensors: list[Tensor], *example: Any) -> Callable[..., Tensor]:
-    """`write(tensors, ...)` as a flat list of tensor operations, the gradient among them; for arguments like these."""
+    """`write(tensors, ...)` as a list of tensor operations, the gradient among them; for arguments like these."""
+    graph, _ = _trace(write, tensors, *example)
+    return lambda *arguments: graph(*_leaves(*arguments))
+
+
+def _trace(write: Callable[..., Tensor], *example: Any) -> tuple[fx.GraphModule, list[Tensor]]:
+    """A graph of `write` that takes all tensors of its arguments in one list, and that list for the example."""
+    leaves, shape = tree_flatten(example)
     # The gradient of an embedding adds up rows: several threads would do so in an order that changes.
     ordered = {torch.ops.aten.embedding_dense_backward.default: _embedding_gradient}
     with torch.no_grad():
-        trace = make_fx(write, ordered if torch.get_num_threads() > 1 else None, tracing_mode='fake')
-        return trace(tensors, *example).forward
+        trace = make_fx(
+            lambda *leaves: write(*tree_unflatten(list(leaves), shape)),
+            ordered if torch.get_num_threads() > 1 else None,
+            tracing_mode='fake',
+        )
+        return trace(*leaves), leaves
+
+
+def _leaves(tensors: list[Tensor], *rest: Tensor | Scalars) -> Iterator[Tensor]:
+    """All tensors of the arguments of a graph, as `tree_flatten` orders them, which takes longer than some steps."""
+    yield from tensors
+    for argument in rest:
+        if isinstance(argument, dict):
+            yield from argument.values()
+        else:
+            yield argument
 
 
 def compiled(
@@ -366,7 +390,7 @@ def compiled(
 ) -> Callable[..., Tensor]:
     """`write(tensors, ...)` traced and compiled for the CPU; for arguments like these.
 
-    The trace leaves nothing for torch.compile to guess, and nothing that a call has to check. What was compiled for a
+    The trace leaves nothing for a compiler to guess, and nothing that a call has to check. What was compiled for a
     run serves all others of the process with the same graph. Raises CompilationError where it fails; the tensors stay
     as they are.
     """
@@ -375,16 +399,17 @@ def compiled(
     used = tuple(bool(getattr(config, name)) for name in ('momentum', 'weight_decay', 'grad_clip', 'dropout'))
     key = (options, used, torch.get_num_threads(), *((x.shape, x.dtype) for x in (*tensors, *example[:2])))
     if key not in _compiled:
-        copies = [tensor.clone() for tensor in tensors]  # the first call compiles, and takes a step
+        copies = [tensor.clone() for tensor in tensors]  # the first call takes a step
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter('ignore')
-                graph = traced(write, copies, *example)
-                function = torch.compile(graph, fullgraph=True, dynamic=False, options=_options())
-                function(copies, *example)
+                _look_at_the_processor()
+                graph, leaves = _trace(write, copies, *example)
+                run = torch._inductor.compile(graph, leaves, options=_options())
+                run(*leaves)
         except Exception as error:  # of many kinds: no compiler, one that is too old, no space for its files
             raise CompilationError(_reason(error)) from error
-        _compiled[key] = function
+        _compiled[key] = lambda *arguments: run(*_leaves(*arguments))
     return _compiled[key]
 
 
@@ -399,10 +424,23 @@ _NOT_IN_GRAPHS = EXECUTION | {
 
 
 def _options() -> dict[str, Any]:
-    options: dict[str, Any] = {'cpp_wrapper': True, 'cpp.vec_isa_ok': True}
-    if hasattr(torch.compiler, 'skip_all_guards_unsafe'):  # torch 2.8
-        options['guard_filter_fn'] = torch.compiler.skip_all_guards_unsafe
-    return options
+    """Options of torch's compiler that make one C++ program of a step, and that leave out what finds nothing in it."""
+    options: dict[str, Any] = {'cpp_wrapper': True, 'cpp.vec_isa_ok': True, 'cpp_wrapper_build_separate': True}
+    options |= {'pattern_matcher': False, 'use_joint_graph_passes': False}
+    known = torch._inductor.list_options()
+    return {name: value for name, value in options.items() if name in known}
+
+
+def _look_at_the_processor() -> None:
+    """Begins what torch asks of the processor before it compiles: small programs, that run beside the tracing."""
+
+    def look() -> None:
+        with suppress(Exception), torch._inductor.config.patch({'cpp.vec_isa_ok': True}):
+            pick_vec_isa()
+
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    threading.Thread(target=look, daemon=True).start()
 
 
 def _reason(error: Exception) -> str:

@@ -308,7 +308,7 @@ def broken_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(update, '_compiled', {})
     monkeypatch.setattr(machine, '_STEPS_TO_COMPILE', 1)
     monkeypatch.setattr(machine, 'can_compile', lambda device: True)
-    monkeypatch.setattr(torch, 'compile', lambda *arguments, **options: fail)
+    monkeypatch.setattr(torch._inductor, 'compile', fail)
 
 
 def test_auto_goes_on_without_a_compilation_that_fails(tmp_path: Path, broken_compiler: None) -> None:
