@@ -3,20 +3,21 @@
 Trains one model on the Random Hierarchy Model (v = 32, m = 8, L = 3) and the same one on the Random Language Model
 (v = 32, beta = 3, L = 3), and draws both test losses against the floors H_k, the best losses from the last
 k = 0, 1, 3, 7 tokens. Both runs together take half an hour on one core; interrupted, the same command goes on.
+`--quick` tries it on small languages of two levels, in seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from RLM_clean import plots
-from RLM_clean.checkpoints import atomic_write, load_run
+from RLM_clean.checkpoints import load_run
 from RLM_clean.config import Config
 from RLM_clean.experiment import train
+from RLM_clean.plots import style
 
 MODEL: dict[str, Any] = {
     'num_features': 32,
@@ -36,30 +37,37 @@ LANGUAGES: dict[str, dict[str, Any]] = {
     'rlm': {'dataset': 'rlm', 'beta': 3.0, 'max_iters': 12000, 'decay_time': 12000},
 }
 
+QUICK: dict[str, Any] = {
+    'num_features': 8, 'num_layers': 2, 'depth': 1, 'embedding_dim': 16, 'batch_size': 32, 'num_synonyms': 2,
+    'max_iters': 300, 'decay_time': 300, 'lr': 1e-2, 'warmup_time': 20, 'print_freq': 100, 'test_size': 512,
+}  # fmt: skip
 
-def main() -> None:
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet and draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', type=Path, default=Path('results/staircase'), help='where the runs are kept')
-    parser.add_argument('--picture', type=Path, default=Path('docs/images/staircase.png'), help='the figure')
+    parser.add_argument('--folder', type=Path, help='where the runs are kept, results/staircase by default')
+    parser.add_argument('--picture', type=Path, help='the figure, staircase.png in that folder by default')
+    parser.add_argument('--quick', action='store_true', help='two small runs, to try the command out')
     parser.add_argument('--max_iters', type=int, help='stop earlier, to try the command out')
     parser.add_argument('--threads', default='auto', help='threads of the CPU')
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
+    folder = options.folder or Path('results/staircase_quick' if options.quick else 'results/staircase')
+    picture = options.picture or folder / 'staircase.png'
 
-    figure = Figure(figsize=(11, 4.4), layout='constrained')
-    for (name, language), axes in zip(LANGUAGES.items(), figure.subplots(1, 2), strict=True):
-        options = {**MODEL, **language, 'threads': arguments.threads}
-        if arguments.max_iters is not None:
-            options['max_iters'] = arguments.max_iters
-        outname = str(arguments.folder / name)
-        if train(Config(outname=outname, **options)).status == 'interrupted':
+    panels = plots.panels(1, 2, size=(11, 4.4))
+    for (name, language), axes in zip(LANGUAGES.items(), panels, strict=True):
+        values = {**MODEL, **language, **(QUICK if options.quick else {}), 'threads': options.threads}
+        if options.max_iters is not None:
+            values['max_iters'] = options.max_iters
+        outname = str(folder / name)
+        if train(Config(outname=outname, **values)).status == 'interrupted':
             return
         run = load_run(outname)
         assert run.floors is not None and run.entropy is not None
         plots.learning_curve(run.dynamics, run.floors, run.entropy, plots.run_title(run.config), axes)
-    arguments.picture.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(arguments.picture, lambda file: figure.savefig(file, format='png', dpi=130))
-    print(f'the figure is {arguments.picture}')
+    style.save(panels[0].figure, picture)
+    print(f'the figure is {picture}')
 
 
 if __name__ == '__main__':

@@ -176,10 +176,13 @@ def ladder(languages: Sequence[RLM | RHM], num_samples: int = 4096, axes: Axes |
 def information_decay(languages: Sequence[RLM | RHM], axes: Axes | None = None) -> Axes:
     """Mutual information (nats) of two tokens against the height of their common ancestor, and its decay by theory.
 
-    Points are exact means over the pairs of each height; languages of the same parameters, grammars of other seeds,
-    are averaged. Dashed, for the RLM: the first point times `lambda^4` a level, lambda the size of the second
-    eigenvalue of the transition matrices of random grammars (each of the two paths of a pair brings lambda to its
-    correlation, and information is of second order in that). For the RHM: `v^4 / 2` times the mean square covariance,
+    Points are exact means over the pairs of each height. Languages of the same parameters, grammars of other seeds, are
+    averaged in the logarithm, of which error bars are the standard error: the plain mean would be that of the few
+    grammars that forget least.
+
+    Dashed, for the RLM: the first point times `lambda^4` a level, lambda the size of the second eigenvalue of the
+    transition matrices of random grammars (each of the two paths of a pair brings lambda to its correlation, and
+    information is of second order in that). For the RHM: `v^4 / 2` times the mean square covariance,
     `v (1 - m / v) / (2 m^(2h - 1))`, from its rules.
     """
     axes = own_axes(axes)
@@ -188,9 +191,13 @@ def information_decay(languages: Sequence[RLM | RHM], axes: Axes | None = None) 
         groups.setdefault(language_name(language), []).append(language)
     for (name, group), color in zip(groups.items(), CYCLE, strict=False):
         heights = np.arange(1, group[0].L + 1)
-        values = torch.stack([correlations.mutual_information_by_distance(language) for language in group]).mean(0)
-        axes.semilogy(heights, values, 'o', color=color, label=name)
-        axes.semilogy(heights, _expected_information(group[0], heights, values[0].item()), color=color, ls='--', lw=1)
+        logs = torch.stack([correlations.mutual_information_by_distance(language) for language in group]).log()
+        values = logs.mean(0).exp().numpy()
+        error = (logs.std(0) / math.sqrt(len(group))).numpy() if len(group) > 1 else np.zeros_like(values)
+        spread = values * [1 - np.exp(-error), np.exp(error) - 1]
+        axes.errorbar(heights, values, spread, fmt='o', color=color, label=name)
+        axes.plot(heights, _expected_information(group[0], heights, values[0]), color=color, ls='--', lw=1)
+    axes.set_yscale('log')
     axes.plot([], [], color=GREY, ls='--', lw=1, label='theory')
     axes.set_xticks(range(1, max(language.L for language in languages) + 1))
     axes.set_xlabel('height of the common ancestor (levels)')
