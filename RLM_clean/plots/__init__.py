@@ -10,16 +10,25 @@ from RLM_clean.plots.language import (
     path_decay,
     token_frequencies,
 )
+from RLM_clean.plots.models import (
+    ancestor_curves,
+    attention_maps,
+    film,
+    generation_scores,
+    probe_curves,
+    window_curves,
+)
 from RLM_clean.plots.rules import language_name, ranked_rules, rule_entropies, rule_maps, rule_participation
 from RLM_clean.plots.runs import excess_curve, floor_lines, learning_curve, run_title, save_learning_curve
 from RLM_clean.plots.style import BLUE, GREEN, GREY, ORANGE, panels
-from RLM_clean.plots.sweeps import plot_sweep, save_sweep
+from RLM_clean.plots.sweeps import excess_map, plot_sweep, save_sweep
 from RLM_clean.plots.trees import ambiguity_by_level, posterior_tree, token_strips, tree
 
 __all__ = [
-    'BLUE', 'GREEN', 'GREY', 'ORANGE', 'ambiguity_by_level', 'deviations', 'entropies', 'excess_curve',
-    'floor_lines', 'information_decay', 'ladder', 'language_name', 'learning_curve', 'pair_frequencies',
-    'panels', 'path_decay', 'plot_sweep', 'posterior_tree', 'ranked_rules', 'rule_entropies', 'rule_maps',
-    'rule_participation', 'run_title', 'save_learning_curve', 'save_sweep', 'slider', 'token_frequencies',
-    'token_strips', 'tree',
+    'BLUE', 'GREEN', 'GREY', 'ORANGE', 'ambiguity_by_level', 'ancestor_curves', 'attention_maps', 'deviations',
+    'entropies', 'excess_curve', 'excess_map', 'film', 'floor_lines', 'generation_scores', 'information_decay',
+    'ladder', 'language_name', 'learning_curve', 'pair_frequencies', 'panels', 'path_decay', 'plot_sweep',
+    'posterior_tree', 'probe_curves', 'ranked_rules', 'rule_entropies', 'rule_maps', 'rule_participation',
+    'run_title', 'save_learning_curve', 'save_sweep', 'slider', 'token_frequencies', 'token_strips', 'tree',
+    'window_curves',
 ]  # fmt: skip

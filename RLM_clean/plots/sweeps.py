@@ -1,4 +1,4 @@
-"""The figure of a sweep: learning curves averaged over the repetitions, with their spread, against the floors."""
+"""The figures of a sweep: learning curves over the repetitions against the floors, and a map of the final excess."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from RLM_clean.collect import Array, Results
 from RLM_clean.grid import format_value, similar
-from RLM_clean.plots.style import save, shades, styled
+from RLM_clean.plots.style import own_axes, save, shades, styled
 
 # More columns than these would be too small to read.
 _MOST_COLUMNS = 6
@@ -72,6 +73,46 @@ def _draw(axes: Axes, steps: Array, curves: Array, color: Any, label: str | None
     steps, curves = steps[recorded], curves[:, recorded]
     axes.plot(steps, np.nanmean(curves, 0), color=color, lw=1.5, label=label)
     axes.fill_between(steps, *np.nanquantile(curves, (0.16, 0.84), axis=0), color=color, alpha=0.2, lw=0)
+
+
+@styled
+def excess_map(results: Results, rows: str = 'num_features', columns: str = 'beta', axes: Axes | None = None) -> Axes:
+    """The excess over the floor (nats) at the end of the runs of a sweep, over two of its axes: a heat map.
+
+    A cell is the mean over the repetitions and all other axes of the runs that are done, written in it; colours are
+    logarithmic, and cells without a run are empty. Raises ValueError for a name that is no axis, and for one given
+    twice.
+    """
+    names = [name for name in results.axes if name != 'repetition']
+    for name in (rows, columns):
+        if name not in names:
+            raise ValueError(f'{name!r} is no axis of this sweep: {similar(name, names)}')
+    if rows == columns:
+        raise ValueError(f'rows and columns are both {rows!r}: give two axes')
+    values = results.mean('excess', over=[name for name in results.axes if name not in (rows, columns)])
+    if names.index(rows) > names.index(columns):
+        values = values.T
+    axes = own_axes(axes, (1.6 + 0.9 * values.shape[1], 1.4 + 0.6 * values.shape[0]))
+    norm = _log_norm(values)
+    image = axes.imshow(np.ma.masked_invalid(values), norm=norm, origin='lower', aspect='auto')
+    axes.grid(False)
+    for i, j in np.argwhere(np.isfinite(values)):
+        value = float(values[i, j])
+        color = 'white' if float(norm(value)) < 0.6 else 'black'
+        axes.text(j, i, f'{value:.2g}', ha='center', va='center', fontsize=9, color=color)
+    axes.set_xticks(range(values.shape[1]), [format_value(value) for value in results.axes[columns]])
+    axes.set_yticks(range(values.shape[0]), [format_value(value) for value in results.axes[rows]])
+    axes.set_xlabel(columns)
+    axes.set_ylabel(rows)
+    axes.figure.colorbar(image, ax=axes, label='excess over the floor (nats)')
+    return axes
+
+
+def _log_norm(values: Array) -> LogNorm:
+    """From the least to the largest of the values above zero; any range where there are none."""
+    shown = values[np.isfinite(values) & (values > 0)]
+    low, high = (shown.min(), shown.max()) if len(shown) else (0.1, 1)
+    return LogNorm(low, high if high > low else 1.01 * low)
 
 
 def save_sweep(results: Results) -> list[Path]:
