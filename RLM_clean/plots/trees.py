@@ -89,7 +89,7 @@ def _edges(axes: Axes, L: int) -> None:
 
 def _size(L: int) -> float:
     """The radius of a node in points."""
-    return 11 * min(1.0, _LEAVES_AT_FULL_SIZE / 2**L) ** 0.6
+    return 11 * min(1.0, _LEAVES_AT_FULL_SIZE / 2**L) ** 0.45
 
 
 def _node(axes: Axes, L: int, place: float, level: int, text: str, color: Any, ring: bool = False) -> None:
@@ -97,7 +97,7 @@ def _node(axes: Axes, L: int, place: float, level: int, text: str, color: Any, r
     axes.plot(
         [place], [level], 'o', ms=2 * _size(L), markerfacecolor=color, markeredgecolor=edge, markeredgewidth=width
     )
-    _letters(axes, place, level, text, color, max(5, 0.85 * _size(L)))
+    _letters(axes, place, level, text, color, max(5, 0.9 * _size(L)))
 
 
 def _letters(axes: Axes, x: float, y: float, text: str, background: Any, size: float) -> None:
