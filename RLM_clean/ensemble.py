@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,12 +19,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from RLM_clean import update
 from RLM_clean.config import Config
 from RLM_clean.experiment import OpenedRun, Outcome, Say, open_run
+from RLM_clean.progress import Progress
+from RLM_clean.signals import Interruption
 from RLM_clean.training import DivergedError, Session, Trainer
 from RLM_clean.update import CompilationError, GraphUpdate, Scalars, Step
 
 # Bytes of weights, gradients, momenta and activations that members may take together on a CPU: its cache holds them,
 # and beyond it stacked members get in each other's way.
-_CACHE = 4 * 2**20
+_CACHE = 9 * 2**19
+# A bound where none is known.
+_MOST_SEATS = 2**12
 
 
 class Ensemble:
@@ -53,6 +58,11 @@ class Ensemble:
                 self.function = update.compiled(self.config, write, self.tensors, *example)
             else:
                 self.function = update.traced(write, self.tensors, *example)
+
+    @property
+    def step(self) -> int:
+        """The step of the member that is the least far."""
+        return min(trainer.step for trainer in self.trainers.values())
 
     def leave(self, seat: int) -> None:
         """Looks at a member no more."""
@@ -104,25 +114,42 @@ def most_seats(config: Config, device: torch.device, memory: float) -> int:
 
     On a CPU as many as its cache holds; a GPU is the faster the more there are.
     """
+    if device.type == 'mps':  # where no graph of a step is made
+        return 1
+    fitting = fitting_seats(config, memory)
+    return fitting if device.type == 'cuda' else max(1, min(fitting, _CACHE // _step_bytes(config)))
+
+
+def fitting_seats(config: Config, memory: float) -> int:
+    """How many runs like this one fit into so many bytes of memory together; at least one."""
     c = config
-    weights = c.depth * (4 + 2 * c.ffwd_size) * c.embedding_dim**2 + 2 * c.num_features * c.embedding_dim
-    positions = c.accumulation * c.batch_size * c.context_size
-    activations = positions * (c.depth * (8 + 3 * c.ffwd_size) * c.embedding_dim + 2 * c.num_features)
-    step = 4 * (3 * weights + activations)
     # Rules and the tables that they are drawn from, on every level of an RHM; the models kept as best and as last.
     rules = 16 * (c.num_layers if c.dataset == 'rhm' else 1) * c.num_features**3
-    fitting = int(memory / (rules + step + 16 * weights))
-    return max(1, fitting if device.type == 'cuda' else min(fitting, _CACHE // step))
+    return max(1, int(min(memory / (rules + _step_bytes(c) + 16 * _weights(c)), _MOST_SEATS)))
+
+
+def _weights(config: Config) -> int:
+    c = config
+    return c.depth * (4 + 2 * c.ffwd_size) * c.embedding_dim**2 + 2 * c.num_features * c.embedding_dim
+
+
+def _step_bytes(config: Config) -> int:
+    """About the bytes that a step works on: weights, gradients, momenta and activations."""
+    c = config
+    positions = c.accumulation * c.batch_size * c.context_size
+    activations = positions * (c.depth * (8 + 3 * c.ffwd_size) * c.embedding_dim + 2 * c.num_features)
+    return 4 * (3 * _weights(c) + activations)
 
 
 def train(members: Mapping[int, Config], seats: int, say: Say = print) -> Iterator[tuple[Config, Outcome | Exception]]:
     """Trains runs that differ in scalars alone, on their seats; each with its outcome, or its error, as it ends.
 
     Files, batches and initial weights are those of the same runs alone, the losses the same to rounding. After an
-    interruption all that are left are saved, and their status is 'interrupted'.
+    interruption all that are under way are saved, and their status is 'interrupted'; those not yet begun are left out.
     """
     with ExitStack() as stack:
         opened: dict[int, OpenedRun] = {}
+        interruption = stack.enter_context(Interruption())
         for seat, config in members.items():
             try:
                 run = open_run(config, stack, say, alone=False)
@@ -131,13 +158,20 @@ def train(members: Mapping[int, Config], seats: int, say: Say = print) -> Iterat
                 continue
             if isinstance(run, Outcome):
                 yield config, run
-            else:
-                opened[seat] = run
+                continue
+            opened[seat] = run
+            interruption = run.interruption  # the one entered last receives the signals
+            if interruption.requested():
+                break
+        if interruption.requested():  # before the first step: there is nothing to save yet
+            for run in opened.values():
+                yield run.config, run.outcome('interrupted')
+            return
         sessions = {seat: Session(run.trainer, run.files) for seat, run in opened.items()}
         for session in sessions.values():
             stack.enter_context(session.curves)
         try:
-            for seat, result in _train(opened, sessions, seats, say):
+            for seat, result in _train(opened, sessions, seats, interruption, say):
                 del sessions[seat]
                 yield opened[seat].config, result
         except Exception as error:  # it was not the fault of one
@@ -146,41 +180,53 @@ def train(members: Mapping[int, Config], seats: int, say: Say = print) -> Iterat
 
 
 def _train(
-    opened: dict[int, OpenedRun], sessions: dict[int, Session], seats: int, say: Say
+    opened: dict[int, OpenedRun], sessions: dict[int, Session], seats: int, interruption: Interruption, say: Say
 ) -> Iterator[tuple[int, Outcome | Exception]]:
     """The loop of `train` over `sessions`, from which the caller takes a run when it has its result."""
     if not sessions:
         return
     ensemble = _make_ensemble(opened, seats, say)
-    interruption = list(opened.values())[-1].interruption  # the one entered last receives the signals
     failed: dict[int, DivergedError] = {}
-    while sessions:
-        for seat, session in list(sessions.items()):
-            result: Outcome | Exception | None = failed.get(seat)
-            try:
-                if result is None:
-                    session.visit()
-                    result = opened[seat].finish() if session.ended else None
-            except (DivergedError, OSError) as error:
-                result = error
-            if result is not None:
-                ensemble.leave(seat)
-                yield seat, result
-        if interruption.requested():
+    with Progress(ensemble.step, ensemble.config.last_step, None) as progress:
+        while sessions:
             for seat, session in list(sessions.items()):
-                session.save()
-                yield seat, opened[seat].outcome('interrupted')
-        elif sessions:
-            steps = min(session.next_stop - session.trainer.step for session in sessions.values())
-            failed = ensemble.advance(steps, interruption.requested)
+                result: Outcome | Exception | None = failed.get(seat)
+                try:
+                    if result is None:
+                        session.visit()
+                        result = opened[seat].finish() if session.ended else None
+                except Exception as error:  # of any kind: one run stops no other
+                    result = error
+                if result is not None:
+                    ensemble.leave(seat)
+                    yield seat, result
+            if interruption.requested():
+                for seat, session in list(sessions.items()):
+                    yield seat, _save(session, opened[seat])
+            elif sessions:
+                steps = min(session.next_stop - session.trainer.step for session in sessions.values())
+                failed = ensemble.advance(steps, interruption.requested)
+                progress.advance(ensemble.step)
+
+
+def _save(session: Session, run: OpenedRun) -> Outcome | Exception:
+    try:
+        session.save()
+    except OSError as error:
+        return error
+    return run.outcome('interrupted')
 
 
 def _make_ensemble(opened: dict[int, OpenedRun], seats: int, say: Say) -> Ensemble:
-    """Compiled where every member's machine says so and it works."""
+    """Compiled where every member's machine says so and it works. Raises ValueError where it is asked for and fails."""
     trainers = {seat: run.trainer for seat, run in opened.items()}
     if all(run.machine.compile for run in opened.values()):
         try:
             return Ensemble(trainers, seats, compile=True)
         except CompilationError as error:
+            if any(run.config.compile == 'on' for run in opened.values()):
+                raise ValueError(f"compile='on' fails ({error}): use auto or off") from None
             say(f'the step could not be compiled ({error}): going on without')
+    for run in opened.values():
+        run.machine = replace(run.machine, compile=False)
     return Ensemble(trainers, seats, compile=False)

@@ -7,79 +7,110 @@ import dataclasses
 import io
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
-from RLM_clean.config import Config
-from RLM_clean.experiment import train
+from RLM_clean.experiment import Outcome
 from RLM_clean.init import print_times
-from RLM_clean.machine import step_products
-from RLM_clean.plan import Member, Plan, groups
+from RLM_clean.machine import choose, step_products
+from RLM_clean.plan import Member, Plan
 from RLM_clean.progress import format_seconds
 from RLM_clean.states import pending
+from RLM_clean.worker import train_together
 
-# Steps of a trial, fewer where one has so many multiplications, and the most kinds of runs that are tried.
+# Steps of a trial, fewer where one has so many multiplications, and the most kinds of groups that are tried.
 _STEPS, _FEW_STEPS, _LARGE = 256, 16, 10**9
-_MOST_KINDS = 8
+_MOST_KINDS = 6
+# No run diverges by this learning rate, nor is it any slower.
+_SAFE_LR = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The seconds of a run: before its first step, for each record, for each step."""
+    """The seconds of a group: to compile its step, before the first one, for the records at a time, for each step."""
 
+    compile: float
     start: float
     record: float
     step: float
 
-    def of(self, config: Config) -> float:
-        """The seconds of a whole run."""
-        records = len(print_times(config.last_step, config.print_freq, config.save_freq))
-        return self.start + records * self.record + config.last_step * self.step
+    def of(self, group: Sequence[Member]) -> float:
+        """The seconds of a whole group whose step has been compiled."""
+        c = group[0].config
+        records = len(print_times(c.last_step, c.print_freq, c.save_freq))
+        return self.start + records * self.record + c.last_step * self.step
 
 
-def measure(config: Config) -> Cost:
-    """The costs of a run from the first steps of one like it; nothing is kept."""
-    steps = min(config.last_step, _STEPS if step_products(config) < _LARGE else _FEW_STEPS)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        changes: dict[str, Any] = {'max_iters': steps, 'print_freq': steps, 'save_freq': 1, 'tensorboard': False}
-        trial = dataclasses.replace(config, outname=f'{folder}/run', loss_threshold=0.0, **changes)
-        begin = time.perf_counter()
-        records = train(trial, say=lambda line: None).dynamics
-        whole = time.perf_counter() - begin
-    record = records[0]['seconds']
+def measure(group: Sequence[Member]) -> Cost:
+    """The costs of a group from the first steps of one like it; nothing is kept but what was compiled."""
+    first, _ = _trial(group)
+    whole, outcomes = _trial(group)
+    records = [outcome.dynamics for outcome in outcomes]
+    record = sum(each[0]['seconds'] for each in records)
     # The first steps warm up: the second half is the pace.
-    last, middle = records[-1], records[-2]
-    pace = (last['seconds'] - middle['seconds']) / (last['t'] - middle['t'])
-    step = max(pace - record / (last['t'] - middle['t']), pace / 4)
-    return Cost(whole - last['seconds'], record, step)
+    steps = records[0][-1]['t'] - records[0][-2]['t']
+    pace = sum(each[-1]['seconds'] - each[-2]['seconds'] for each in records) / steps
+    spent = sum(each[-1]['seconds'] for each in records)
+    return Cost(max(first - whole, 0.0), whole - spent, record, max(pace - record / steps, pace / 4))
 
 
-def estimate(members: Iterable[Member]) -> float:
-    """The seconds that runs take one after another, on one worker, from a trial of each kind of run among them."""
-    kinds: dict[tuple[Any, ...], list[Member]] = {}
-    for member in members:
-        kinds.setdefault(member.shape, []).append(member)
+def _trial(group: Sequence[Member]) -> tuple[float, list[Outcome]]:
+    """The seconds of the first steps of a group, from its start to its end, and what came out."""
+    shape = group[0].config
+    steps = min(shape.last_step, _STEPS if step_products(shape) * len(group) < _LARGE else _FEW_STEPS)
+    changes: dict[str, Any] = {
+        'max_iters': steps, 'print_freq': steps, 'save_freq': 1, 'tensorboard': False, 'lr': _SAFE_LR,
+        'loss_threshold': 0.0, 'compile': 'on' if choose(shape).compile else 'off',
+    }  # fmt: skip
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        members = {
+            seat: dataclasses.replace(member.config, outname=f'{folder}/{seat}', **changes)
+            for seat, member in enumerate(group)
+        }
+        begin = time.perf_counter()
+        for _, result in train_together(members, len(group)):
+            if isinstance(result, Exception):
+                raise result
+            if result.status == 'interrupted':
+                raise KeyboardInterrupt
+            outcomes.append(result)
+        return time.perf_counter() - begin, outcomes
+
+
+def estimate(groups: Sequence[Sequence[Member]], workers: int) -> float:
+    """The seconds that groups of runs take on so many workers, from a trial of each kind of group among them."""
+    kinds: dict[tuple[Any, ...], list[Sequence[Member]]] = {}
+    for group in groups:
+        kinds.setdefault((group[0].shape, len(group)), []).append(group)
     tried = list(kinds.values())[:_MOST_KINDS]
-    costs = [measure(members[0].config) for members in tried]
+    costs = [measure(alike[0]) for alike in tried]
     total = 0.0
-    for i, members in enumerate(kinds.values()):
-        size = step_products(members[0].config)
-        nearest = min(range(len(tried)), key=lambda j: abs(step_products(tried[j][0].config) - size))
+    for i, alike in enumerate(kinds.values()):
+        nearest = min(range(len(tried)), key=lambda j: abs(_size(tried[j][0]) - _size(alike[0])))
         cost = costs[i if i < len(costs) else nearest]
-        total += sum(cost.of(member.config) for member in members)
+        parallel = min(workers, len(groups))
+        # Each worker compiles what it trains.
+        total += cost.compile * min(len(alike), parallel) / parallel + sum(map(cost.of, alike)) / parallel
     return total
 
 
-def describe(plan: Plan, workers: int, largest: int) -> str:
-    """The runs of a sweep that are to be trained, by groups of at most `largest`, and how long that will take."""
-    left = [member for member in plan.members if pending(member)]
-    shares = groups(left, largest)
-    lines = [f'{plan.folder}: {len(plan.members)} runs, {len(left)} of them to train, in {len(shares)} groups']
-    for number, group in enumerate(shares, start=1):
-        lines.append(f'group {number}: {len(group)} runs of {group[0].config.last_step} steps')
-        lines += [f'    {member.name}' for member in group]
-    seconds = estimate(left)
-    parallel = min(workers, max(1, len(shares)))
+def _size(group: Sequence[Member]) -> int:
+    return step_products(group[0].config) * len(group)
+
+
+def describe(plan: Plan, workers: int) -> str:
+    """The runs of a sweep that are to be trained, by their groups, and how long that will take."""
+    shares = [[member for member in group if pending(member)] for group in plan.groups]
+    left = [share for share in shares if share]
+    number = sum(map(len, left))
+    lines = [f'{plan.folder}: {len(plan.members)} runs, {number} of them to train, in {len(left)} groups']
+    for place, share in enumerate(shares, start=1):
+        if share:
+            lines.append(f'group {place}: {len(share)} runs of {share[0].config.last_step} steps')
+            lines += [f'    {member.name}' for member in share]
+    # A group takes as long as when all its runs are still to be trained.
+    seconds = estimate([group for group, share in zip(plan.groups, shares, strict=True) if share], workers)
     on = f'{workers} workers' if workers > 1 else 'one worker'
-    lines.append(f'about {format_seconds(seconds / parallel)} on {on}, by a trial of the first steps')
+    lines.append(f'about {format_seconds(seconds)} on {on}, by a trial of the first steps')
     return '\n'.join(lines)

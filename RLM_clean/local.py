@@ -39,7 +39,8 @@ Say = Callable[[str], None]
 
 # Seconds between two looks at the folder.
 _INTERVAL = 0.5
-# A run whose workers died so often is given up, and so is the sweep when workers die as often before they take a run.
+# A run whose workers died so often is given up, the last time while it was trained without others of its group; and so
+# is the sweep when workers die as often before they take a run.
 _MOST_DEATHS = 3
 
 
@@ -59,17 +60,17 @@ def default_workers(execution: dict[str, Any]) -> int:
 
 def default_group(members: list[Member], workers: int) -> int:
     """The largest group that leaves each worker a share of every shape."""
-    largest = max((len(group) for group in groups(members, len(members))), default=1)
+    largest = max((len(group) for group in groups(members, lambda config: len(members))), default=1)
     return max(1, -(-largest // workers))
 
 
-def launch(plan: Plan, workers: int, largest: int, say: Say = print) -> bool:
-    """Trains a sweep by `workers` processes, in groups of at most `largest`, until no run is left that can be.
+def launch(plan: Plan, workers: int, say: Say = print) -> bool:
+    """Trains a sweep by `workers` processes, group by group, until no run is left that can be.
 
     Returns False when a signal asked to save and stop. Runs that other drivers train are waited for. Raises
     DeadWorkersError when workers die before they take a run; a second SIGINT stops at once, by KeyboardInterrupt.
     """
-    crew = Crew(plan, workers, largest, say)
+    crew = Crew(plan, workers, say)
     with Interruption() as interruption:
         try:
             while crew.serve() and not interruption.requested():
@@ -91,8 +92,9 @@ def launch(plan: Plan, workers: int, largest: int, say: Say = print) -> bool:
 class Crew:
     """The workers of a driver."""
 
-    def __init__(self, plan: Plan, number: int, largest: int, say: Say) -> None:
-        self.plan, self.number, self.largest, self.say = plan, number, largest, say
+    def __init__(self, plan: Plan, number: int, say: Say) -> None:
+        self.plan, self.number, self.say = plan, number, say
+        self.group_of = {member.name: i for i, group in enumerate(plan.groups, start=1) for member in group}
         self.workers: dict[int, subprocess.Popen[bytes]] = {}  # by their place: 0, 1, ...
         self.started = 0
         self.deaths: Counter[str] = Counter()  # of workers, by the runs that they held
@@ -106,15 +108,15 @@ class Crew:
         self._tell(before)
         if not self.open and not self.workers:
             return False
-        free: list[Member] = []
-        taken: list[Member] = []
-        for member in self.open:
-            files = (claim_file(self.plan.folder, member.name), RunFiles(member.config.outname).config)
-            (taken if any(held(file) for file in files) else free).append(member)
-        wanted = min(self.number, len(groups(free, self.largest)) + len(groups(taken, self.largest)))
-        while free and len(self.workers) < wanted:
-            self._start()
+        wanted = min(self.number, len({self.group_of[member.name] for member in self.open}))
+        if len(self.workers) < wanted and any(self._free(member) for member in self.open):
+            while len(self.workers) < wanted:
+                self._start()
         return True
+
+    def _free(self, member: Member) -> bool:
+        files = (claim_file(self.plan.folder, member.name), RunFiles(member.config.outname).config)
+        return not any(held(file) for file in files)
 
     def stop(self) -> None:
         """Has the workers save and stop, and waits for it."""
@@ -135,7 +137,9 @@ class Crew:
         place = next(i for i in range(self.number) if i not in self.workers)
         self.logs.mkdir(exist_ok=True)
         log = self.logs / f'{socket.gethostname()}_{os.getpid()}_{self.started}.txt'
-        words = worker.command(self.plan.folder, self.plan.execution, self.largest)
+        # A group whose workers have died before: one of its runs may kill the others.
+        alone = {self.group_of[member.name] for member in self.open if self.deaths[member.name] == _MOST_DEATHS - 1}
+        words = worker.command(self.plan.folder, self.plan.execution, alone=sorted(alone))
         with open(log, 'ab') as file:
             # Its standard input ends when this process does, however it ends. A session of its own: Ctrl-C on the
             # terminal is for the driver.
@@ -164,8 +168,6 @@ class Crew:
             for name in [member.name for member in lost if pending(member)] or ['']:
                 self.deaths[name] += 1
             self._give_up(f'signal {-status}' if status < 0 else f'status {status}', lost)
-            # One of them has killed the others: from now on each is tried alone.
-            self.largest = 1
 
     def _give_up(self, how: str, lost: list[Member]) -> None:
         if self.deaths[''] == _MOST_DEATHS:

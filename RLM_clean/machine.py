@@ -6,6 +6,7 @@ bits. What was chosen is kept in the files of a run, and a resumed run keeps it.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -91,6 +92,16 @@ def available_cores() -> int:
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def memory_of(device: torch.device) -> float:
+    """The bytes of memory of a device; infinite where they are not told."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, OSError, ValueError):  # not a POSIX system
+        return math.inf
 
 
 def processes() -> int:

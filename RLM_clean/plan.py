@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,9 @@ class Member:
     @property
     def shape(self) -> tuple[Any, ...]:
         """What runs have in common that can be trained together."""
-        return tuple(getattr(self.config, name) for name in DEFAULTS if name not in MEMBER_OPTIONS)
+        shared = [getattr(self.config, name) for name in DEFAULTS if name not in MEMBER_OPTIONS]
+        # What is zero is left out of a step.
+        return *shared, *(getattr(self.config, name) == 0 for name in ('momentum', 'weight_decay', 'grad_clip'))
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,9 @@ class Plan:
         vary: which of rules, sample and model get another seed in each repetition.
         seed: what these seeds are derived from, see `repetition_seeds`.
         execution: options that change where or how a run is computed, not what.
+        group: the most runs of a group; None while nobody has chosen it.
+        seats: the groups: names of runs that are trained together, each in its place. A run keeps its group and its
+            place for ever, for its losses depend on them by rounding; a run that is in none is trained alone.
         members: the runs: all points of the grid, the last axis fastest, for the first repetition, then for the next.
     """
 
@@ -76,6 +81,8 @@ class Plan:
     vary: tuple[str, ...] = tuple(SEEDS)
     seed: int = 0
     execution: dict[str, Any] = dataclasses.field(default_factory=dict)
+    group: int | None = None
+    seats: tuple[tuple[str, ...], ...] = ()
     members: list[Member] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +100,7 @@ class Plan:
             raise ValueError('nothing varies: give --grid or --repetitions, or train one run by RLM_clean/main.py')
         self._check_clashes()
         object.__setattr__(self, 'members', self._make_members())
+        self._check_groups()
 
     def _check_clashes(self) -> None:
         for axis in self.axes:
@@ -112,6 +120,14 @@ class Plan:
                     f'{name}={self.options[name]} would be replaced by that of each repetition: '
                     f'leave it out, or use vary={others}'
                 )
+
+    def _check_groups(self) -> None:
+        shapes = {member.name: member.shape for member in self.members} if self.seats else {}
+        seated = [name for names in self.seats for name in names]
+        known = len(set(seated)) == len(seated) and shapes.keys() >= set(seated)
+        if not known or any(len({shapes[name] for name in names}) != 1 for names in self.seats):
+            path = plan_file(self.folder)
+            raise ValueError(f'{path} has groups that are none of its runs: remove it, and start the sweep as before')
 
     @property
     def _varied_seeds(self) -> tuple[str, ...]:
@@ -157,7 +173,27 @@ class Plan:
             'repetitions': self.repetitions,
             'vary': list(self.vary),
             'seed': self.seed,
+            'group': self.group,
+            'groups': self.seats,
         }
+
+    @property
+    def groups(self) -> list[list[Member]]:
+        """All runs by the groups that they are trained in, each in its place; those in no group alone, at the end."""
+        members = {member.name: member for member in self.members}
+        return [[members.pop(name) for name in names] for names in self.seats] + [[m] for m in members.values()]
+
+    def grouped(self, largest: int, limit: Callable[[Config], int]) -> Plan:
+        """This sweep with its runs that are in no group in groups of one shape, of `limit(config)` runs at most.
+
+        `largest` is the most runs of a group where the sweep has no such number yet; it keeps it.
+        """
+        largest = self.group or largest
+        seated = {name for names in self.seats for name in names}
+        left = [member for member in self.members if member.name not in seated]
+        shares = groups(left, lambda config: min(largest, limit(config)))
+        seats = (*self.seats, *(tuple(member.name for member in share) for share in shares))
+        return dataclasses.replace(self, group=largest, seats=seats)
 
     @property
     def _shared(self) -> dict[str, Any]:
@@ -190,6 +226,8 @@ class Plan:
             if value != old[name]:
                 new, stored = format_value(value), format_value(old[name])
                 raise ValueError(f'{name}={new} differs from {stored} {where}: {remedy}')
+        if asked.group not in (None, self.group):
+            raise ValueError(f'group={asked.group} differs from {self.group} {where}: {remedy}')
         axes = tuple(_extended_axis(axis, asked, where) for axis in self.axes)
         return dataclasses.replace(self, axes=axes, repetitions=again, execution=asked.execution)
 
@@ -204,12 +242,19 @@ def _extended_axis(axis: Axis, asked: Plan, where: str) -> Axis:
     return Axis(axis.names, (*axis.points, *(point for point in points if point not in axis.points)))
 
 
-def groups(members: Iterable[Member], limit: int) -> list[list[Member]]:
-    """The runs that can be trained together, in lists of at most `limit`, each in the order of `members`."""
+def groups(members: Iterable[Member], limit: Callable[[Config], int]) -> list[list[Member]]:
+    """The runs that can be trained together, in lists of at most `limit(config)`, about as long as each other.
+
+    All are in the order of `members`.
+    """
     together: dict[tuple[Any, ...], list[Member]] = {}
     for member in members:
         together.setdefault(member.shape, []).append(member)
-    return [runs[i : i + limit] for runs in together.values() for i in range(0, len(runs), limit)]
+    result = []
+    for runs in together.values():
+        size = math.ceil(len(runs) / math.ceil(len(runs) / limit(runs[0].config)))
+        result += [runs[i : i + size] for i in range(0, len(runs), size)]
+    return result
 
 
 # ---------------------------------------------------------------------- the file
@@ -220,8 +265,11 @@ def plan_file(folder: str | Path) -> Path:
     return Path(folder) / 'sweep.json'
 
 
-def make_plan(request: Request, execution: dict[str, Any]) -> Plan:
-    """The plan of a request. Raises ValueError with one sentence for what cannot be run."""
+def make_plan(request: Request, execution: dict[str, Any], group: int | None = None) -> Plan:
+    """The plan of a request, with groups of at most `group` runs.
+
+    Raises ValueError with one sentence for what cannot be run.
+    """
     if not request.outname:
         raise ValueError('outname is missing: give the folder of the sweep, as in --outname results/my_sweep')
     given = {'repetitions': request.repetitions, 'vary': request.vary, 'seed': request.seed}
@@ -229,7 +277,7 @@ def make_plan(request: Request, execution: dict[str, Any]) -> Plan:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f'outname={request.outname!r} is a file, a sweep is a folder: use another')
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return Plan(folder, request.axes, request.options, execution=execution, **chosen)
+    return Plan(folder, request.axes, request.options, execution=execution, group=group, **chosen)
 
 
 def read_plan(folder: str | Path, execution: dict[str, Any] | None = None) -> Plan:
@@ -250,12 +298,16 @@ def read_plan(folder: str | Path, execution: dict[str, Any] | None = None) -> Pl
         axes = tuple(Axis(tuple(columns), tuple(zip(*columns.values(), strict=True))) for columns in content['axes'])
         values = {name: content[name] for name in ('options', 'repetitions', 'seed')}
         vary = tuple(content['vary'])
+        # Earlier versions trained every run alone.
+        group, seats = content.get('group', 1), tuple(tuple(map(str, names)) for names in content.get('groups', []))
+        if group is not None and (type(group) is not int or group < 1):
+            raise ValueError
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ValueError(f'{path} is not the file of a sweep: remove it, and start the sweep as before') from None
     for name in [*values['options'], *(name for axis in axes for name in axis.names)]:
         if name not in DEFAULTS:
             raise ValueError(f'{path} has {name!r}, which is no option: {similar(name, DEFAULTS)}')
-    return Plan(Path(folder), axes, vary=vary, execution=execution or {}, **values)
+    return Plan(Path(folder), axes, vary=vary, execution=execution or {}, group=group, seats=seats, **values)
 
 
 def save_plan(plan: Plan) -> None:

@@ -7,7 +7,7 @@ itself requeued, and goes on from there when its turn comes again, as often as t
     preempted               in the partition's grace time, or by SLURM itself where there is none
     scancel --signal=USR1   asked to make room for a moment, by hand
 
-`scancel` alone ends it: it saves, and does not come back.
+`scancel` alone ends it: it saves, and does not come back. Nor does one whose time ends before its first step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import contextlib
 import importlib.util
 import io
 import math
+import os
 import pkgutil
+import re
 import shlex
 import shutil
 import signal
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 # A task must hear signals from its first moment on. This module, which it loads before it can, therefore imports
 # nothing slow, and names the worker instead of importing it: to load torch from a network disk can take a minute.
 _WORK = 'RLM_clean.worker:work'
+
+# Seconds by which SLURM may be early with its notice.
+_CLOCK = 60
 
 _COUNT = (lambda x: type(x) is int and x >= 1, 'a whole number, 1 or more')
 _COUNT_OR_NONE = (lambda x: type(x) is int and x >= 0, 'a whole number, 0 or more')
@@ -71,24 +76,29 @@ class Resources:
             )
 
 
-def launch(plan: Plan, workers: int, largest: int, resources: Resources) -> str:
-    """Submits an array of `workers` tasks that train a sweep in groups of at most `largest`; returns its job number.
+def check() -> None:
+    """Raises ValueError with one sentence where submitit or SLURM is missing."""
+    if importlib.util.find_spec('submitit') is None:
+        raise ValueError("launcher='slurm' needs a package that is missing: pip install submitit")
+    if shutil.which('sbatch') is None or shutil.which('srun') is None:
+        raise ValueError("launcher='slurm' finds no sbatch: use it on a login node of a cluster, or launcher='local'")
+
+
+def launch(plan: Plan, workers: int, resources: Resources) -> str:
+    """Submits an array of `workers` tasks that train a sweep; returns its job number.
 
     It does not wait for them. What they say is in {folder}/slurm. All nodes must see the folder of the sweep.
 
     Raises ValueError with one sentence where submitit or SLURM is missing, and where SLURM refuses the jobs.
     """
-    if importlib.util.find_spec('submitit') is None:
-        raise ValueError("launcher='slurm' needs a package that is missing: pip install submitit")
-    if shutil.which('sbatch') is None or shutil.which('srun') is None:
-        raise ValueError("launcher='slurm' finds no sbatch: use it on a login node of a cluster, or launcher='local'")
+    check()
     import submitit
 
     folder = plan.folder.absolute()
     executor = submitit.SlurmExecutor(folder=folder / 'slurm')
     executor.update_parameters(**_parameters(folder, resources))
     parts = [(i + 1, workers) if resources.split else (1, 1) for i in range(workers)]
-    tasks = [(_WORK, str(folder), plan.execution, largest, part) for part in parts]
+    tasks = [(_WORK, str(folder), plan.execution, part, resources.notice) for part in parts]
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says comes in the error too
             jobs = executor.map_array(run_task, *zip(*tasks, strict=True))
@@ -125,39 +135,54 @@ def _parameters(folder: Path, asked: Resources) -> dict[str, Any]:
 # ---------------------------------------------------------------------- in the job
 
 
-def run_task(work: str, folder: str, execution: dict[str, Any], largest: int, part: tuple[int, int]) -> str:
-    """What a task of the array runs: a worker, named as 'module:function'. Returns 'done' or 'cancelled'.
+def run_task(work: str, folder: str, execution: dict[str, Any], part: tuple[int, int], notice: int) -> str:
+    """What a task of the array runs: a worker, named as 'module:function'. Returns how it ended for good.
 
     Interrupted, it has itself requeued and ends by SystemExit: submitit then writes no result, the job goes on.
     """
+    before = _results(folder)
     with Interruption() as interruption:
         # submitit's own signal would raise an exception in the middle of a step; runs hear this one, and save.
         signal.signal(signal.SIGUSR2, lambda *_: signal.raise_signal(signal.SIGUSR1))
         call = pkgutil.resolve_name(work)
-        if not interruption.requested() and call(folder, execution, largest, part):
+        if not interruption.requested() and call(folder, execution, part):
             return 'done'
         # Within the interruption: a second signal must not end the process before it is requeued.
-        if not _requeue():
+        task, state, left = _job()
+        # A job that its user cancelled would come back if it were requeued while it ends; SLURM may be requeuing it.
+        if state != 'RUNNING':
+            print(f'{task} is {state.lower() or "gone"}: saved, and not requeued from here', flush=True)
             return 'cancelled'
+        if left <= notice + _CLOCK and _results(folder) <= before:
+            print(f'{task} is out of time before its first step, and not requeued: give it more --minutes', flush=True)
+            return 'out of time'
+        print(f'{task} is requeued: saved, it goes on from there', flush=True)
+        _ask('scontrol', 'requeue', task)
     raise SystemExit
 
 
-def _requeue() -> bool:
-    """Has SLURM put this task back into the queue; False when SLURM is ending it already, for good or to requeue it.
+def _results(folder: str) -> set[str]:
+    """The names of the files of a sweep that training makes: there are new ones when a step was taken."""
+    return {name for name in os.listdir(folder) if re.search(r'((?<!_config)\.pt|_failed\.json)$', name)}
 
-    A job that its user cancelled would come back if it were requeued while it ends.
-    """
+
+def _job() -> tuple[str, str, float]:
+    """The number of this task, its state, empty where SLURM knows it no more, and the seconds that it has left."""
     import submitit
 
     # An array's last task has the number of the whole array as its own SLURM_JOB_ID; this is array_task.
     task = submitit.JobEnvironment().job_id
-    state = _ask('squeue', '--noheader', f'--jobs={task}', '--format=%T')
-    if state != 'RUNNING':
-        print(f'{task} is {state.lower() or "gone"}: saved, and not requeued from here', flush=True)
-        return False
-    print(f'{task} is requeued: saved, it goes on from there', flush=True)
-    _ask('scontrol', 'requeue', task)
-    return True
+    state, _, left = _ask('squeue', '--noheader', f'--jobs={task}', '--format=%T %L').partition(' ')
+    return task, state, seconds(left)
+
+
+def seconds(text: str) -> float:
+    """A duration as SLURM writes it (days-hours:minutes:seconds); infinite where it is no number."""
+    found = re.fullmatch(r'(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)', text.strip())
+    if not found:
+        return math.inf
+    days, hours, minutes, rest = (int(part or 0) for part in found.groups())
+    return ((24 * days + hours) * 60 + minutes) * 60 + rest
 
 
 def _ask(*words: str) -> str:

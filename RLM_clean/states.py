@@ -160,12 +160,13 @@ def state(member: Member, folder: Path) -> State:
     record = last_record(files.log)
     if files.final.exists():
         return State(member, 'done', record)
-    # A run that was begun has a lock of its own, which main.py takes too.
-    if held(claim_file(folder, member.name)) or held(files.config):
-        return State(member, 'running', record)
+    # Its worker may hold it still, for the others of its group.
     why = failure(member.config.outname)
     if why is not None:
         return State(member, 'failed', record, why)
+    # A run that was begun has a lock of its own, which main.py takes too.
+    if held(claim_file(folder, member.name)) or held(files.config):
+        return State(member, 'running', record)
     return State(member, 'interrupted' if files.config.exists() else 'waiting', record)
 
 
@@ -210,7 +211,7 @@ def seconds_left(states: Iterable[State]) -> dict[str, float]:
 def table(plan: Plan) -> str:
     """The runs of a sweep, a line each, and their numbers at the end."""
     states = [state(member, plan.folder) for member in plan.members]
-    left = seconds_left(states)
+    left = _seconds_to_end(plan, states)
     rows: list[tuple[str, ...]] = [('run', 'status', 'step', '', 'left', 'test', 'excess', '')]
     rows += [_row(s, left.get(s.member.name)) for s in states]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
@@ -221,6 +222,14 @@ def table(plan: Plan) -> str:
         ]
         lines.append('  '.join((*texts, row[-1])).rstrip())
     return '\n'.join([*lines, totals(states)])
+
+
+def _seconds_to_end(plan: Plan, states: list[State]) -> dict[str, float]:
+    """How long each running run will still take, by name: as long as all those that are trained with it."""
+    work = seconds_left(states)
+    running = {s.member.name for s in states if s.status == 'running'}
+    together = [running.intersection(member.name for member in group) for group in plan.groups]
+    return {name: sum(work.get(other, 0.0) for other in names) for names in together for name in names if name in work}
 
 
 def _row(s: State, left: float | None) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,15 @@ if not __package__:  # started as a script: the package is the folder of this fi
 if importlib.util.find_spec('torch') is None:
     sys.exit('sweep: error: torch is missing: `source .venv/bin/activate` after `bash code.sh`, or install it')
 
+import torch
+
 from RLM_clean import local, slurm, worker
 from RLM_clean.collect import Results, load_results, write_tables
-from RLM_clean.config import EXECUTION, make_parser
+from RLM_clean.config import EXECUTION, Config, make_parser
+from RLM_clean.ensemble import fitting_seats, most_seats
 from RLM_clean.estimate import describe
 from RLM_clean.grid import DEFAULTS, Request, merged, read_axis, read_toml
+from RLM_clean.machine import available_cores, memory_of, resolve_device
 from RLM_clean.plan import Plan, make_plan, plan_file, read_plan, save_plan
 from RLM_clean.plots import save_sweep
 from RLM_clean.states import claim, forget_failure, pending, state, table, totals
@@ -49,10 +53,13 @@ options are those of a run and hold for all runs."""
 _GRID = 'an option and its values: beta=0.8,1.2 or beta=0..4:9 or lr=1e-4..1e-1:7log; once for each option that varies'
 _ZIP = 'options that vary together: --zip num_features=32,64 embedding_dim=64,128'
 _WORKERS = 'processes (default: auto, as many as the cores or the GPUs allow)'
+_GROUP = 'the most runs that are trained together, for good (default: auto, as many as pay; 1: every run alone)'
 _LAUNCHER = 'where workers run: local, on this machine, or slurm, as an array of jobs (default: local)'
 
 # The most jobs that are submitted when their number is left open.
 _SLURM_TASKS = 16
+# Bytes that a GPU has where none can be asked, as on a login node.
+_GPU_MEMORY = 16 * 2**30
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -82,27 +89,30 @@ def _fail(message: str, status: int) -> int:
 def _sweep(words: list[str]) -> int:
     args, given = parse(make_sweep_parser(), words)
     request, execution = read_request(args, given)
-    plan = _asked_plan(request, execution)
+    plan = _asked_plan(request, execution, args.group)
     resources = _resources(args)
     left = sum(pending(member) for member in plan.members)
     if args.workers != 'auto':
         workers = args.workers
     else:
         workers = local.default_workers(execution) if resources is None else min(max(left, 1), _SLURM_TASKS)
-    largest = args.group or local.default_group(plan.members, workers)
+    largest = local.default_group(plan.members, workers)
+    limit = group_limit(execution, resources, most=args.group is not None)
     if args.dry_run:
-        print(describe(plan, workers, largest))
+        print(describe(plan.grouped(largest, limit), workers))
         return 0
-    plan = begin(plan)
+    if resources is not None:
+        slurm.check()
+    plan = begin(plan, largest, limit)
     if args.retry_failed:
         for member in plan.members:
             forget_failure(member.config.outname)
         left = sum(pending(member) for member in plan.members)
     print(f'{plan.folder}: {len(plan.members)} runs, {left} of them to train, on {workers} workers', flush=True)
     if resources is None:
-        return _report(plan, finished=local.launch(plan, workers, largest))
+        return _report(plan, finished=local.launch(plan, workers))
     if left:
-        job = slurm.launch(plan, workers, largest, resources)
+        job = slurm.launch(plan, workers, resources)
         print(f'job {job} of SLURM; `python -m RLM_clean.sweep status {plan.folder}` shows how far it is')
     return 0
 
@@ -133,7 +143,7 @@ def make_sweep_parser() -> argparse.ArgumentParser:
     add('--seed', type=whole, metavar='S', help='what the seeds of repetitions are derived from (default: 0)')
     add('--sweep', metavar='FILE', help='read all this from a TOML file; what is given beside it comes first')
     add('--workers', type=positive_or_auto, default='auto', metavar='N', help=_WORKERS)
-    add('--group', type=positive, metavar='N', help='the most runs that a worker takes at a time (default: auto)')
+    add('--group', type=positive, metavar='N', help=_GROUP)
     add('--launcher', choices=('local', 'slurm'), default='local', metavar='', help=_LAUNCHER)
     add('--dry-run', action='store_true', help='list the runs, their groups and an estimate of the time; write nothing')
     add('--retry-failed', action='store_true', help='try again what failed')
@@ -176,11 +186,12 @@ def read_request(args: argparse.Namespace, given: dict[str, Any]) -> tuple[Reque
     return request, execution
 
 
-def _asked_plan(request: Request, execution: dict[str, Any]) -> Plan:
+def _asked_plan(request: Request, execution: dict[str, Any], group: int | None) -> Plan:
     """The sweep that is asked for, with what its folder has of it already; with nothing asked for, that alone."""
     if request.outname and dataclasses.replace(request, outname=None) == Request() and _stored(request.outname):
-        return read_plan(request.outname, execution)
-    plan = make_plan(request, execution)
+        plan = read_plan(request.outname, execution)
+        return plan.extended(dataclasses.replace(plan, group=group))
+    plan = make_plan(request, execution, group)
     return read_plan(plan.folder).extended(plan) if _stored(plan.folder) else plan
 
 
@@ -191,8 +202,21 @@ def _stored(folder: str | Path) -> bool:
         return False
 
 
-def begin(plan: Plan) -> Plan:
-    """Makes the folder of a sweep and its sweep.json, or adds to what is there; the whole plan.
+def group_limit(execution: dict[str, Any], resources: slurm.Resources | None, most: bool) -> Callable[[Config], int]:
+    """The number of runs like one that a worker is to train together; with `most`, as many as its memory holds."""
+    device = resolve_device(execution.get('device', 'auto'))
+    memory = memory_of(device)
+    share = memory / 2 if device.type == 'cuda' else memory / available_cores() / 2
+    if resources is not None and resources.gpus:
+        share = (memory if device.type == 'cuda' else _GPU_MEMORY) / 2
+        device = torch.device('cuda')
+    elif resources is not None and device.type == 'cpu' and resources.memory:
+        share = resources.memory * 2**30 / 2
+    return lambda config: fitting_seats(config, share) if most else most_seats(config, device, share)
+
+
+def begin(plan: Plan, largest: int, limit: Callable[[Config], int]) -> Plan:
+    """Makes the folder of a sweep and its sweep.json, or adds to what is there; the whole plan, in groups.
 
     Raises ValueError when the folder cannot be written, or has another sweep by now.
     """
@@ -206,6 +230,7 @@ def begin(plan: Plan) -> Plan:
                     # Another driver may have come between.
                     if plan_file(plan.folder).exists():
                         plan = read_plan(plan.folder).extended(plan)
+                    plan = plan.grouped(largest, limit)
                     save_plan(plan)
                     return plan
             time.sleep(0.1)
@@ -245,7 +270,7 @@ def _work(words: list[str]) -> int:
     parser.usage, parser.description = 'python -m RLM_clean.sweep work FOLDER', worker.work.__doc__
     parser.add_argument('folder', metavar='FOLDER')
     add = parser.add_argument_group('worker').add_argument
-    add('--group', type=positive, default=1, metavar='N', help='the most runs taken at a time (default: 1)')
+    add('--alone', type=positive, action='append', default=[], metavar='I', help='train the runs of a group in turn')
     add('--part', type=part, default=(1, 1), metavar='I/N', help='take only every N-th group, from the I-th on')
     add('--watch-input', action='store_true', help='save and stop when the standard input ends')
     args, execution = parse(parser, words)
@@ -254,7 +279,7 @@ def _work(words: list[str]) -> int:
             raise ValueError(f'{name} is what the sweep says it is: leave --{name} out')
     if args.watch_input:
         worker.stop_at_end_of_input()
-    worker.work(args.folder, execution, args.group, args.part)
+    worker.work(args.folder, execution, args.part, args.alone)
     return 0
 
 

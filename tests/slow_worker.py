@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 from torch import Tensor
 
 from RLM_clean import experiment, worker
-from RLM_clean.training import Trainer
+from RLM_clean.ensemble import Ensemble
+from RLM_clean.training import DivergedError, Trainer
 
 # Seconds that a step takes at least.
 PACE = 0.05
 
 
-def work(folder: str, execution: dict[str, Any], largest: int, part: tuple[int, int]) -> bool:
+def work(folder: str, execution: dict[str, Any], part: tuple[int, int]) -> bool:
     """As `worker.work`, slowly, and without pictures."""
-    update = Trainer.update
+    update, advance = Trainer.update, Ensemble.advance
 
     def slow_update(self: Trainer, most: int = 1) -> Tensor:
         time.sleep(PACE)
         return update(self, most)
 
-    with mock.patch.object(Trainer, 'update', slow_update), mock.patch.object(experiment, 'save_learning_curve'):
-        return worker.work(folder, execution, largest, part)
+    def slow_advance(self: Ensemble, steps: int, interrupted: Callable[[], bool]) -> dict[int, DivergedError]:
+        time.sleep(PACE)
+        return advance(self, 1, interrupted)
+
+    with (
+        mock.patch.object(Trainer, 'update', slow_update),
+        mock.patch.object(Ensemble, 'advance', slow_advance),
+        mock.patch.object(experiment, 'save_learning_curve'),
+    ):
+        return worker.work(folder, execution, part)

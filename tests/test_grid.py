@@ -294,15 +294,69 @@ def test_a_seed_in_the_grid_may_go_with_repetitions_that_vary_the_others() -> No
 
 def test_groups_are_of_runs_that_differ_only_in_what_changes_no_shape() -> None:
     plan = make('beta=1,2', 'num_features=16,32', 'lr=1e-3,1e-2', repetitions=3)
-    shares = groups(plan.members, 5)
-    assert [len(group) for group in shares] == [5, 5, 2, 5, 5, 2]
+    shares = groups(plan.members, lambda config: 5 if config.num_features == 16 else 7)
+    assert [len(group) for group in shares] == [4, 4, 4, 6, 6]  # none much smaller than the others
     assert sorted(m.name for group in shares for m in group) == sorted(m.name for m in plan.members)
     for group in shares:
         first = group[0].config.to_dict()
         for member in group:
             different = {name for name, value in member.config.to_dict().items() if value != first[name]}
             assert different <= MEMBER_OPTIONS
-    assert [[m.name] for m in plan.members[:1]] == [[m.name for m in group] for group in groups(plan.members[:1], 9)]
+    assert groups(plan.members[:1], lambda config: 9) == [plan.members[:1]]
+
+
+@pytest.mark.parametrize('option', ['momentum', 'weight_decay', 'grad_clip'])
+def test_what_is_zero_in_a_run_is_not_trained_with_what_is_not(option: str) -> None:
+    """It is left out of the step, which is one for the whole group."""
+    plan = make(f'{option}=0,0.1,0.2', repetitions=2)
+    shares = groups(plan.members, lambda config: 9)
+    assert [[member.point[option] for member in group] for group in shares] == [[0, 0], [0.1, 0.2, 0.1, 0.2]]
+
+
+def test_a_run_keeps_its_group_and_its_seat_when_the_sweep_grows(tmp_path: Path) -> None:
+    """Whoever starts it again, with how many workers ever: what was rounded once depends on them."""
+    plan = make('beta=1,2', 'depth=1,2', folder=tmp_path, repetitions=3).grouped(4, lambda config: 3)
+    assert plan.group == 4 and [len(names) for names in plan.seats] == [3, 3, 3, 3]
+    save_plan(plan)
+    for asked in (plan, make('beta=1,2', 'depth=1,2', folder=tmp_path, repetitions=3)):
+        again = read_plan(tmp_path).extended(asked).grouped(1, lambda config: 1)
+        assert (again.group, again.seats) == (4, plan.seats)
+    more = make('beta=0,1,2', 'depth=1,2', folder=tmp_path, repetitions=5)
+    whole = read_plan(tmp_path).extended(more).grouped(99, lambda config: 99)
+    assert whole.seats[:4] == plan.seats and len(whole.members) == 30
+    assert {len(names) for names in whole.seats[4:]} <= {3, 4}
+    assert sorted(m.name for group in whole.groups for m in group) == sorted(m.name for m in whole.members)
+
+
+def test_another_size_of_groups_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    plan = make('beta=1,2', folder=tmp_path).grouped(2, lambda config: 2)
+    assert plan.extended(dataclasses.replace(plan, group=2)).group == 2
+    with pytest.raises(ValueError) as caught:
+        plan.extended(make('beta=1,2', folder=tmp_path, group=3))
+    assert str(caught.value).startswith('group=3 differs from 2 in') and '\n' not in str(caught.value)
+
+
+def test_runs_of_a_sweep_without_groups_are_trained_alone(tmp_path: Path) -> None:
+    """As those that were begun before there were any."""
+    save_plan(make('beta=1,2', folder=tmp_path))
+    path = tmp_path / 'sweep.json'
+    content = json.loads(path.read_text())
+    del content['group'], content['groups']
+    path.write_text(json.dumps(content))
+    plan = read_plan(tmp_path)
+    assert [len(group) for group in plan.groups] == [1, 1]
+    assert [len(group) for group in plan.grouped(5, lambda config: 5).groups] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    'groups', [[['beta1', 'beta9']], [['beta1'], ['beta1']], [['beta1_depth1', 'beta1_depth2']], [[]], [[['beta1']]]]
+)
+def test_groups_that_are_none_of_its_runs_are_told(groups: Any, tmp_path: Path) -> None:
+    save_plan(make('beta=1,2', 'depth=1,2', folder=tmp_path))
+    path = tmp_path / 'sweep.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'groups': groups}))
+    with pytest.raises(ValueError, match=r'sweep\.json .*: remove it, and start the sweep as before'):
+        read_plan(tmp_path)
 
 
 # ---------------------------------------------------------------------- the file, and what may be added

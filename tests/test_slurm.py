@@ -4,9 +4,11 @@ runs end as if nothing had happened.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,9 +24,11 @@ from small_runs import TINY, difference, read_log
 
 from RLM_clean import experiment, slurm, worker
 from RLM_clean.checkpoints import RunFiles
+from RLM_clean.config import Config
 from RLM_clean.plan import Plan, read_plan, save_plan
 from RLM_clean.slurm import Resources
-from RLM_clean.sweep import main
+from RLM_clean.states import last_record
+from RLM_clean.sweep import group_limit, main
 
 EXECUTION: dict[str, Any] = {'device': 'cpu', 'threads': 1}
 SCRIPTS = ROOT / 'tests' / 'slurm'
@@ -58,11 +62,11 @@ class Sweep:
         self.plan, self.job = plan, job
 
     @classmethod
-    def make(cls, folder: Path, runs: int, max_iters: int) -> Sweep:
-        """A sweep over `runs` repetitions of a tiny run."""
+    def make(cls, folder: Path, runs: int, max_iters: int, group: int = 1) -> Sweep:
+        """A sweep over `runs` repetitions of a tiny run, in groups of a size."""
         options = {name: value for name, value in TINY.items() if name not in EXECUTION} | {'max_iters': max_iters}
         folder.mkdir()
-        plan = Plan(folder, (), options, repetitions=runs, execution=EXECUTION)
+        plan = Plan(folder, (), options, repetitions=runs, execution=EXECUTION).grouped(group, lambda config: group)
         save_plan(plan)
         return cls(plan)
 
@@ -70,7 +74,7 @@ class Sweep:
         """Submits workers whose runs take 0.05 seconds a step or more."""
         asked = Resources(**{'minutes': 10, 'memory': 0, **resources})
         with mock.patch.object(slurm, '_WORK', work):
-            self.job = slurm.launch(self.plan, workers, 1, asked)
+            self.job = slurm.launch(self.plan, workers, asked)
         return self
 
     def said(self, task: int | None = None) -> str:
@@ -81,6 +85,11 @@ class Sweep:
     def wait_for(self, text: str, tasks: Sequence[int | None] = (None,)) -> None:
         """Waits until each of these tasks has said this; by default, until one has."""
         self._wait(lambda: all(text in self.said(task) for task in tasks), repr(text))
+
+    def wait_for_step(self, step: int) -> None:
+        """Waits until all runs have a record of this step or a later one."""
+        logs = [RunFiles(member.config.outname).log for member in self.plan.members]
+        self._wait(lambda: all((last_record(log) or {'t': -1})['t'] >= step for log in logs), f'step {step}')
 
     def wait(self) -> None:
         """Waits until the job is over."""
@@ -100,7 +109,9 @@ class Sweep:
 
     def assert_undisturbed(self, tmp_path: Path) -> None:
         """All runs are there, each as this process trains it: the same files, but for the time they took."""
-        calm = Sweep.make(tmp_path / 'calm', len(self.plan.members), self.plan.members[0].config.max_iters)
+        assert self.plan.group is not None
+        shape = self.plan.members[0].config
+        calm = Sweep.make(tmp_path / 'calm', len(self.plan.members), shape.max_iters, self.plan.group)
         with mock.patch.object(experiment, 'save_learning_curve'):
             assert worker.work(calm.plan.folder, EXECUTION)
         for mine, other in zip(self.plan.members, calm.plan.members, strict=True):
@@ -157,21 +168,21 @@ def test_an_array_trains_each_run_once(
 def test_a_task_that_is_asked_to_make_room_saves_and_is_requeued_and_goes_on(tmp_path: Path) -> None:
     """By hand, by submitit's own signal, or by an administrator: then it is SLURM that requeues it.
 
-    The runs are shared out, so that each task comes back to its own.
+    The groups are shared out, so that each task comes back to its own.
     """
-    sweep = Sweep.make(tmp_path / 'sweep', runs=3, max_iters=160).launch(3, split=True)
+    sweep = Sweep.make(tmp_path / 'sweep', runs=6, max_iters=160, group=2).launch(3, split=True)
     ways = (('scancel', '--signal=USR1'), ('scancel', '--signal=USR2'), ('scontrol', 'requeue'))
-    sweep.wait_for('step  20/160', range(3))
+    sweep.wait_for_step(20)
     for task, way in enumerate(ways):
         command(*way, f'{sweep.job}_{task}')
     sweep.wait_for('interrupted at step', range(3))
     sweep.wait()
     for task, way in enumerate(ways):
         said = sweep.said(task)
-        assert said.count(f' r{task + 1}: interrupted at step') == said.count('going on from step') == 1
-        assert said.count(': taken') == said.count(f' r{task + 1}: taken') == 2
+        assert said.count(': interrupted at step') == said.count('going on from step') == 2
+        assert said.count(': taken') == 4
+        assert all(said.count(f' {member.name}: taken') == 2 for member in sweep.plan.groups[task])
         assert (f'{sweep.job}_{task} is requeued' in said) == (way[0] == 'scancel')
-        assert said.count('step  20/160') == 1
     sweep.assert_undisturbed(tmp_path)
 
 
@@ -244,6 +255,68 @@ def test_what_slurm_refuses_is_told_in_one_line(
 
 
 # ---------------------------------------------------------------------- without one
+
+
+@pytest.mark.parametrize(
+    ('left', 'trains', 'comes_back'), [(30.0, False, False), (30.0, True, True), (900.0, False, True)]
+)
+def test_a_task_whose_time_is_too_short_for_a_step_does_not_come_back(
+    left: float, trains: bool, comes_back: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """It would for ever. One that took a step does, and so does one that was preempted before it could."""
+    (tmp_path / 'run_config.pt').touch()
+    (tmp_path / 'run_t0.pt').touch()
+
+    def work(*_: Any) -> bool:
+        (tmp_path / 'other_config.pt').touch()
+        if trains:
+            (tmp_path / 'run_t8.pt').touch()
+        signal.raise_signal(signal.SIGUSR2)
+        return False
+
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(slurm, '_job', lambda: ('7_0', 'RUNNING', left))
+    monkeypatch.setattr(slurm, '_ask', lambda *words: asked.append(words))
+    monkeypatch.setattr(worker, 'work', work)
+    before = signal.getsignal(signal.SIGUSR2)
+    try:
+        end = slurm.run_task('RLM_clean.worker:work', str(tmp_path), EXECUTION, (1, 1), notice=20)
+    except SystemExit:
+        end = 'comes back'
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert end == ('comes back' if comes_back else 'out of time')
+    assert asked == ([('scontrol', 'requeue', '7_0')] if comes_back else [])
+    said = capsys.readouterr().out
+    assert said.count('\n') == 1 and ('give it more --minutes' in said) != comes_back
+
+
+@pytest.mark.parametrize(
+    ('text', 'seconds'),
+    [('0:59', 59), ('12:03', 723), ('1:00:00', 3600), ('2-03:00:01', 183601), ('INVALID', math.inf)],
+)
+def test_durations_are_read_as_slurm_writes_them(text: str, seconds: float) -> None:
+    assert slurm.seconds(text) == seconds
+
+
+def test_a_sweep_that_cannot_be_submitted_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('PATH', str(tmp_path))
+    words = [f'--{name}={value}' for name, value in TINY.items() if name != 'threads']
+    assert main([*words, f'--outname={tmp_path / "sweep"}', '--repetitions=2', '--launcher=slurm']) == 2
+    assert capsys.readouterr().err.count('\n') == 1
+    assert not (tmp_path / 'sweep').exists()
+
+
+def test_groups_are_chosen_for_what_the_tasks_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for the machine that submits them: a login node has no GPU."""
+    config = Config(outname='run', num_features=128, device='cpu')
+    few = group_limit({'device': 'cpu'}, Resources(memory=0.1), most=False)(config)
+    some = group_limit({'device': 'cpu'}, Resources(memory=8), most=False)(config)
+    many = group_limit({}, Resources(gpus=1), most=False)(config)
+    assert 1 == few < some < many
 
 
 @pytest.mark.parametrize(

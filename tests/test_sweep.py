@@ -25,12 +25,13 @@ import pytest
 from helpers import ROOT, environment
 from small_runs import TINY, difference, quiet, train
 
-from RLM_clean import experiment, local, states, sweep, worker
+from RLM_clean import ensemble, experiment, local, states, sweep, worker
 from RLM_clean.checkpoints import RunFiles, load
 from RLM_clean.config import Config
+from RLM_clean.ensemble import Ensemble
 from RLM_clean.experiment import Outcome
 from RLM_clean.grid import read_axis
-from RLM_clean.plan import Plan, groups, read_plan, save_plan
+from RLM_clean.plan import Plan, read_plan, save_plan
 
 # The longest that a process of these tests may take, on a machine that has other things to do.
 PATIENCE = 300
@@ -59,19 +60,20 @@ def finish(line: list[str]) -> tuple[int, str]:
     return process.returncode, out
 
 
-def make(folder: Path, *grid: str, repetitions: int | None = None, **options: Any) -> Plan:
-    """A sweep of tiny runs, with its file."""
+def make(folder: Path, *grid: str, repetitions: int | None = None, group: int = 1, **options: Any) -> Plan:
+    """A sweep of tiny runs in groups of a size, with its file."""
     folder.mkdir(exist_ok=True)
     shared = {name: value for name, value in {**TINY, **options}.items() if name not in ('device', 'threads')}
     axes = tuple(read_axis(group.split()) for group in grid)
     plan = Plan(folder, axes, shared, repetitions, execution={'device': 'cpu', 'threads': '1'})
+    plan = plan.grouped(group, lambda config: group)
     save_plan(plan)
     return plan
 
 
 def log_lines(folder: Path) -> Iterator[tuple[str, str]]:
     """What workers said of the runs: name and what became of it, in the order of time."""
-    lines = [line for log in (folder / 'logs').iterdir() for line in log.read_text().splitlines()]
+    lines = [line for log in (folder / 'logs').glob('*') for line in log.read_text().splitlines()]
     names = {member.name for member in read_plan(folder).members}
     for line in sorted(lines, key=lambda line: line[:19]):
         found = re.fullmatch(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ([^ :]*): (.*)', line)
@@ -95,8 +97,14 @@ def nobody_works(folder: Path) -> bool:
 
 def trains_or_ended(driver: subprocess.Popen[str], folder: Path) -> bool:
     """Whether a worker of this very driver trains a run, or the driver has ended."""
-    logs = folder.glob(f'logs/*_{driver.pid}_*.txt')
-    return driver.poll() is not None or any('\nstep ' in log.read_text() for log in logs)
+    if driver.poll() is not None:
+        return True
+    said = [line for log in folder.glob(f'logs/*_{driver.pid}_*.txt') for line in log.read_text().splitlines()]
+    taken = {line.split()[2].rstrip(':') for line in said if line.endswith(': taken')}
+    # A run that goes on says so before its next record.
+    steps = [int(found[1]) for line in said if (found := re.search(r'going on from step (\d+)', line))]
+    records = [record['t'] for name in taken if (record := states.last_record(folder / f'{name}_log.jsonl'))]
+    return bool(records) and max(records) > max(steps, default=0)
 
 
 @pytest.fixture
@@ -108,20 +116,24 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------- killed
 
 
-def undisturbed(plan: Plan, folder: Path) -> dict[str, Any]:
-    """What the runs of a sweep hold when each is trained alone."""
-    for member in plan.members:
-        train(dataclasses.replace(member.config, outname=str(folder / member.name), device='cpu', threads='1'))
-    return {member.name: load(RunFiles(folder / member.name).final) for member in plan.members}
+def undisturbed(plan: Plan, folder: Path) -> Plan:
+    """The same sweep, trained in this process in one go."""
+    calm = dataclasses.replace(plan, folder=folder, execution={'device': 'cpu', 'threads': '1'})
+    folder.mkdir()
+    save_plan(calm)
+    with mock.patch.object(experiment, 'save_learning_curve'):
+        assert worker.work(folder, calm.execution)
+    return calm
 
 
-def assert_undisturbed(plan: Plan, expected: dict[str, Any]) -> None:
-    """Every run has the records and the weights of one that was left alone, and none was trained twice."""
-    for member in plan.members:
+def assert_undisturbed(plan: Plan, folder: Path) -> None:
+    """Every run has the records and the weights of one that was left in peace, and none was trained twice."""
+    for member, calm in zip(plan.members, undisturbed(plan, folder / 'calm').members, strict=True):
         files = RunFiles(member.config.outname)
-        found = difference(load(files.final), expected[member.name])
+        expected = load(RunFiles(calm.config.outname).final)
+        found = difference(load(files.final), expected)
         assert found is None, f'{member.name}: {found}'
-        assert difference(files.read_log(), expected[member.name]['output']['dynamics']) is None
+        assert difference(files.read_log(), expected['output']['dynamics']) is None
         assert not files.previous.exists() and not files.leftovers()
     ended: set[str] = set()
     for name, what in log_lines(plan.folder):
@@ -133,10 +145,10 @@ def assert_undisturbed(plan: Plan, expected: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_a_driver_that_is_killed_ten_times_loses_nothing(tmp_path: Path) -> None:
-    """By SIGKILL, at random moments while runs are trained; every other time its workers are killed with it."""
+    """By SIGKILL, at random moments while groups are trained; every other time its workers are killed with it."""
     draw = random.Random(3)
     folder = tmp_path / 'sweep'
-    line = words(folder, '--grid', 'beta=0.8,1.6,2.4', '--repetitions', '4', '--workers', '2', max_iters=3000)
+    line = words(folder, '--grid', 'beta=0.8,1.6,2.4', '--repetitions', '4', '--workers', '2', max_iters=4000)
     for kill in range(10):
         process = start(line)
         wait_for(functools.partial(trains_or_ended, process, folder))
@@ -151,9 +163,9 @@ def test_a_driver_that_is_killed_ten_times_loses_nothing(tmp_path: Path) -> None
                     os.kill(pid, signal.SIGKILL)
     assert finish(line)[0] == 0
     plan = read_plan(folder)
-    assert len(plan.members) == 12
+    assert [len(group) for group in plan.groups] == [6, 6]
     assert [what for _, what in log_lines(folder) if what.startswith('interrupted')]
-    assert_undisturbed(plan, undisturbed(plan, tmp_path))
+    assert_undisturbed(plan, tmp_path)
 
 
 @pytest.mark.slow
@@ -187,7 +199,7 @@ def test_a_signal_to_the_driver_saves_and_stops_and_the_same_command_goes_on(tmp
     status, out = finish(line)
     assert status == 0 and out.endswith('2 runs: 2 done\n')
     plan = read_plan(folder)
-    assert_undisturbed(plan, undisturbed(plan, tmp_path))
+    assert_undisturbed(plan, tmp_path)
     # And once more: nothing is left to do.
     status, out = finish(line)
     assert status == 0 and '2 runs, 0 of them to train' in out
@@ -209,7 +221,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         for timer in timers:
             timer.start()
         with pytest.raises(KeyboardInterrupt):
-            local.launch(plan, 2, 1, quiet)
+            local.launch(plan, 2, quiet)
     assert [process.returncode for process in started] == [-signal.SIGKILL] * 2
 
 
@@ -222,7 +234,7 @@ def test_two_drivers_of_one_sweep_share_its_runs(tmp_path: Path) -> None:
     assert [driver.returncode for driver in drivers] == [0, 0], answers
     assert all(answer.endswith('6 runs: 6 done\n') for answer in answers)
     plan = read_plan(folder)
-    assert_undisturbed(plan, undisturbed(plan, tmp_path))
+    assert_undisturbed(plan, tmp_path)
     taken = [name for name, what in log_lines(folder) if what == 'taken']
     assert sorted(taken) == sorted(member.name for member in plan.members)
 
@@ -258,20 +270,25 @@ def test_a_run_that_fails_is_told_and_stops_no_other(tmp_path: Path) -> None:
         (RuntimeError('shapes\ndo not fit'), 'RuntimeError: shapes do not fit'),
     ],
 )
+@pytest.mark.parametrize('group', [1, 3])
 def test_whatever_a_run_fails_by_the_others_go_on(
-    error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None
+    error: Exception, said: str, group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None
 ) -> None:
-    plan = make(tmp_path / 'sweep', 'beta=1,2,3')
-    original = experiment.train
+    """Trained alone or together."""
+    plan = make(tmp_path / 'sweep', 'beta=1,2,3', group=group)
 
-    def fail(config: Config, say: Callable[[str], None]) -> Outcome:
-        if config.beta == 2:
-            raise error
-        return original(config, quiet)
+    def failing(original: Callable[..., Any]) -> Callable[..., Any]:
+        def fail(config: Config, *rest: Any, **kinds: Any) -> Any:
+            if config.beta == 2:
+                raise error
+            return original(config, *rest, **kinds)
+
+        return fail
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, 'train', fail)
-        assert worker.work(plan.folder, plan.execution, largest=3)
+        patch.setattr(experiment, 'train', failing(experiment.train))
+        patch.setattr(ensemble, 'open_run', failing(ensemble.open_run))
+        assert worker.work(plan.folder, plan.execution)
     found = [states.state(member, plan.folder) for member in plan.members]
     assert [s.status for s in found] == ['done', 'failed', 'done'] and said in found[1].why
     assert '\n' not in found[1].why
@@ -291,9 +308,10 @@ def test_a_failure_whose_file_is_damaged_is_one_still(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- who trains what
 
 
-def test_a_run_that_another_process_holds_is_left_alone(tmp_path: Path, no_pictures: None) -> None:
+@pytest.mark.parametrize('group', [1, 3])
+def test_a_run_that_another_process_holds_is_left_alone(group: int, tmp_path: Path, no_pictures: None) -> None:
     """By the claim of the sweep, which is there before the run is, or by the lock of the run, which main.py takes."""
-    plan = make(tmp_path / 'sweep', 'beta=1,2,3')
+    plan = make(tmp_path / 'sweep', 'beta=1,2,3', group=group)
     began = plan.members[1].config
     train(began)
     files = RunFiles(began.outname)
@@ -302,7 +320,7 @@ def test_a_run_that_another_process_holds_is_left_alone(tmp_path: Path, no_pictu
         assert mine
         with states.claim(plan.folder, plan.members[0].name) as again:
             assert not again
-        assert worker.work(plan.folder, plan.execution, largest=3)
+        assert worker.work(plan.folder, plan.execution)
         found = [states.state(member, plan.folder).status for member in plan.members]
     assert found == ['running', 'running', 'done']
     assert [states.state(member, plan.folder).status for member in plan.members] == ['waiting', 'interrupted', 'done']
@@ -327,18 +345,19 @@ def test_a_claim_tells_who_has_it_and_ends_with_the_process(tmp_path: Path) -> N
 
 
 def test_parts_of_a_sweep_are_disjoint_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = make(tmp_path / 'sweep', 'beta=1,2,3,4,5', 'depth=1,2')
+    plan = make(tmp_path / 'sweep', 'beta=1,2,3,4,5', 'depth=1,2', group=2)
     trained: list[str] = []
 
-    def note(config: Config, say: Callable[[str], None]) -> Outcome:
-        trained.append(config.outname)
-        RunFiles(config.outname).final.touch()
-        return Outcome('done', 24, [], {}, 0.0, 0.0)
+    def note(members: dict[int, Config], seats: int) -> Iterator[tuple[Config, Outcome]]:
+        for config in members.values():
+            trained.append(config.outname)
+            RunFiles(config.outname).final.touch()
+            yield config, Outcome('done', 24, [], {}, 0.0, 0.0)
 
-    monkeypatch.setattr(experiment, 'train', note)
+    monkeypatch.setattr(worker, 'train_together', note)
     sizes = []
     for number in (1, 2, 3):
-        assert worker.work(plan.folder, plan.execution, 2, (number, 3))
+        assert worker.work(plan.folder, plan.execution, (number, 3))
         sizes.append(len(trained))
     assert sizes == [4, 8, 10] and sorted(trained) == sorted(member.config.outname for member in plan.members)
 
@@ -352,10 +371,71 @@ def test_an_interrupted_worker_leaves_the_rest_to_others(tmp_path: Path, no_pict
 
     original = experiment.train
     with mock.patch.object(experiment, 'train', stop):
-        assert not worker.work(plan.folder, plan.execution, largest=3)
+        assert not worker.work(plan.folder, plan.execution)
     found = [states.state(member, plan.folder).status for member in plan.members]
     assert found == ['interrupted', 'waiting', 'waiting']
-    assert worker.work(plan.folder, plan.execution, largest=3)
+    assert worker.work(plan.folder, plan.execution)
+
+
+def test_workers_that_come_at_the_same_time_do_not_share_out_a_group(tmp_path: Path) -> None:
+    """Each would take as long for its part as for the whole."""
+    plan = make(tmp_path / 'sweep', 'beta=1,2,3', group=3)
+    with states.claim(plan.folder, 'beta1_group') as taking:  # as the first one does while it takes its runs
+        assert taking and worker.work(plan.folder, plan.execution)
+    assert [states.state(member, plan.folder).status for member in plan.members] == ['waiting'] * 3
+
+
+def test_a_signal_saves_all_runs_of_a_group(tmp_path: Path, no_pictures: None) -> None:
+    plan = make(tmp_path / 'sweep', 'beta=1,2,3', group=3)
+    advance = Ensemble.advance
+
+    def stop(self: Ensemble, steps: int, interrupted: Callable[[], bool]) -> Any:
+        failed = advance(self, min(steps, 13 - self.step), interrupted)
+        if self.step == 13:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return failed
+
+    with mock.patch.object(Ensemble, 'advance', stop):
+        assert not worker.work(plan.folder, plan.execution)
+    assert [states.state(member, plan.folder).status for member in plan.members] == ['interrupted'] * 3
+    for member in plan.members:
+        assert 'resume' in load(RunFiles(member.config.outname).checkpoint(13))
+    # One run is trained on its seat without the others, as after workers died; then the others.
+    assert worker.work(plan.folder, plan.execution, alone=[1])
+    assert_undisturbed(plan, tmp_path)
+
+
+def test_a_signal_while_a_group_is_opened_stops_it_before_the_next_run(tmp_path: Path, no_pictures: None) -> None:
+    """To open a large group and to compile its step can take longer than a cluster waits."""
+    plan = make(tmp_path / 'sweep', 'beta=1,2,3', group=3)
+    original = experiment.prepare_language
+
+    def stop(*what: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*what)
+
+    with mock.patch.object(experiment, 'prepare_language', stop):
+        assert not worker.work(plan.folder, plan.execution)
+    found = [states.state(member, plan.folder).status for member in plan.members]
+    assert found == ['interrupted', 'waiting', 'waiting']
+    assert worker.work(plan.folder, plan.execution)
+    assert_undisturbed(plan, tmp_path)
+
+
+def test_a_group_leaves_the_files_of_lone_runs(tmp_path: Path) -> None:
+    """All of them, the picture too, and what they say of the machine; the losses are the same to rounding."""
+    plan = make(tmp_path / 'sweep', 'beta=1,2', group=2)
+    assert worker.work(plan.folder, plan.execution)
+    for member in plan.members:
+        alone = dataclasses.replace(member.config, outname=str(tmp_path / 'alone' / member.name), device='cpu')
+        experiment.train(alone, quiet)
+        names = [path.name for path in sorted(plan.folder.iterdir()) if path.name.startswith(member.name)]
+        assert names == [path.name for path in sorted((tmp_path / 'alone').iterdir()) if path.name in names]
+        assert f'{member.name}.png' in names and f'{member.name}_t24.pt' in names
+        ours, its = (RunFiles(outname).load_final() for outname in (member.config.outname, alone.outname))
+        assert ours['output']['machine'] == its['output']['machine']
+        for one, other in zip(ours['output']['dynamics'], its['output']['dynamics'], strict=True):
+            assert one['testloss'] == pytest.approx(other['testloss'], rel=1e-4)
 
 
 def test_a_signal_in_the_last_moment_of_a_run_stops_the_worker_after_it(tmp_path: Path, no_pictures: None) -> None:
@@ -376,7 +456,7 @@ def test_a_signal_in_the_last_moment_of_a_run_stops_the_worker_after_it(tmp_path
 
 
 def fake_worker(code: str) -> Callable[..., list[str]]:
-    return lambda folder, *_: [sys.executable, '-c', code, str(folder)]
+    return lambda folder, execution, alone=(): [sys.executable, '-c', code, str(folder), *map(str, alone)]
 
 
 def test_workers_that_die_before_they_take_a_run_end_the_sweep(tmp_path: Path) -> None:
@@ -385,26 +465,26 @@ def test_workers_that_die_before_they_take_a_run_end_the_sweep(tmp_path: Path) -
         mock.patch.object(worker, 'command', fake_worker('import sys; sys.exit("no such module")')),
         pytest.raises(local.DeadWorkersError, match='workers end with status 1 before they take a run: see the files'),
     ):
-        local.launch(plan, 1, 1, quiet)
+        local.launch(plan, 1, quiet)
     assert 'no such module' in next((plan.folder / 'logs').iterdir()).read_text()
 
 
 @pytest.mark.slow
 def test_a_run_that_kills_its_workers_is_given_up_and_the_others_are_trained(tmp_path: Path) -> None:
-    """As when the system kills what takes all its memory. The first time, its whole group falls with it."""
-    plan = make(tmp_path / 'sweep', 'beta=1,2,3')
+    """As when the system kills what takes all its memory. Twice its whole group falls with it, then it is alone."""
+    plan = make(tmp_path / 'sweep', 'beta=1,2,3', group=3)
     code = (
-        'import os, sys; from RLM_clean import experiment, worker\n'
-        'original = experiment.train\n'
-        'def train(config, say):\n'
+        'import os, sys; from RLM_clean import ensemble, worker\n'
+        'original = ensemble.open_run\n'
+        'def open_run(config, *rest, **kinds):\n'
         '    if config.beta == 2: os.kill(os.getpid(), 9)\n'
-        '    return original(config, say)\n'
-        'experiment.train = train\n'
-        f'worker.work(sys.argv[1], {plan.execution})'
+        '    return original(config, *rest, **kinds)\n'
+        'ensemble.open_run = open_run\n'
+        f'worker.work(sys.argv[1], {plan.execution}, alone=[int(place) for place in sys.argv[2:]])'
     )
     said: list[str] = []
     with mock.patch.object(worker, 'command', fake_worker(code)):
-        assert local.launch(plan, 1, 3, said.append)
+        assert local.launch(plan, 1, said.append)
     found = [states.state(member, plan.folder) for member in plan.members]
     assert [s.status for s in found] == ['done', 'failed', 'done']
     assert 'its workers died 3 times, the last with signal 9' in found[1].why
@@ -431,9 +511,10 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_groups_leave_each_worker_a_share(tmp_path: Path) -> None:
     plan = make(tmp_path / 'sweep', 'beta=1,2,3', 'depth=1,2', repetitions=3)
+    plan = dataclasses.replace(plan, group=None, seats=())
     for workers in (1, 2, 4, 100):
-        largest = local.default_group(plan.members, workers)
-        assert len(groups(plan.members, largest)) >= min(workers, len(plan.members))
+        whole = plan.grouped(local.default_group(plan.members, workers), lambda config: 99)
+        assert len(whole.groups) >= min(workers, len(plan.members))
 
 
 # ---------------------------------------------------------------------- the commands
@@ -522,29 +603,43 @@ def test_a_dry_run_lists_runs_and_groups_and_an_estimate_and_writes_nothing(
 
 
 def test_options_of_the_run_reach_every_run_and_the_machine_is_not_part_of_the_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    launched: list[tuple[Plan, int, int]] = []
+    launched: list[tuple[Plan, int]] = []
 
-    def launch(plan: Plan, workers: int, largest: int) -> bool:
-        launched.append((plan, workers, largest))
+    def launch(plan: Plan, workers: int) -> bool:
+        launched.append((plan, workers))
         return True
 
     monkeypatch.setattr(local, 'launch', launch)
     line = words(tmp_path / 'sweep', '--grid', 'beta=1,2', '--zip', 'depth=1,2', 'lr=0.1,0.2', '--repetitions=2')
     assert sweep.main([*line, '--workers=3', '--group=2', '--seed=4', '--vary=model']) == 0
-    plan, workers, largest = launched[0]
-    assert (workers, largest, plan.repetitions, plan.seed, plan.vary) == (3, 2, 2, 4, ('model',))
+    plan, workers = launched[0]
+    assert (workers, plan.group, plan.repetitions, plan.seed, plan.vary) == (3, 2, 2, 4, ('model',))
     assert [member.name for member in plan.members[:2]] == ['beta1_depth1_lr0.1_r1', 'beta1_depth2_lr0.2_r1']
     assert {member.config.num_features for member in plan.members} == {8}
     assert {(member.config.threads, member.config.device) for member in plan.members} == {('1', 'cpu')}
     assert 'device' not in json.loads((plan.folder / 'sweep.json').read_text())['options']
     # Named alone, the folder says the rest; more may be added.
     assert sweep.main([f'--outname={plan.folder}']) == 0
-    assert [m.name for m in launched[1][0].members] == [m.name for m in plan.members]
+    assert launched[1][0].seats == plan.seats and [len(names) for names in plan.seats] == [2] * 4
+    assert sweep.main([f'--outname={plan.folder}', '--group=3']) == 2
+    assert capsys.readouterr().err.startswith('sweep: error: group=3 differs from 2 in ')
     assert sweep.main([*line, '--grid=beta=1,2,3', '--seed=4', '--vary=model']) == 2
     assert sweep.main([word.replace('beta=1,2', 'beta=1,2,3') for word in line] + ['--seed=4', '--vary=model']) == 0
     assert len(read_plan(plan.folder).members) == 12
+
+
+def test_the_time_left_of_a_run_is_that_of_all_that_are_trained_with_it(tmp_path: Path, no_pictures: None) -> None:
+    plan = make(tmp_path / 'sweep', 'beta=1,2,3', group=3, max_iters=2000)
+    for member in plan.members:
+        RunFiles(member.config.outname).log.write_text('{"t": 1000, "seconds": 100.0, "testloss": 1, "excess": 1}\n')
+    with contextlib.ExitStack() as claims:
+        for member in plan.members[:2]:
+            claims.enter_context(states.claim(plan.folder, member.name))
+        rows = {line.split()[0]: line.split()[1:] for line in states.table(plan).splitlines()}
+    assert rows['beta1'][:4] == rows['beta2'][:4] == ['running', '1000/2000', '50%', '0:03:20']
+    assert '0:05:00' in rows['3']  # of work, in all
 
 
 def test_the_table_has_every_status(tmp_path: Path, no_pictures: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -584,10 +679,10 @@ def test_the_words_of_a_worker_are_read_back(tmp_path: Path, monkeypatch: pytest
     called: list[Any] = []
     monkeypatch.setattr(worker, 'work', lambda *what: called.append(what))
     execution = {'device': 'cpu', 'threads': '2', 'tensorboard': False, 'compile': 'off'}
-    line = worker.command(tmp_path, execution, 5, (2, 3))
+    line = worker.command(tmp_path, execution, [5, 7])
     assert line[:3] == [sys.executable, str(ROOT / 'RLM_clean' / 'sweep.py'), 'work']
-    assert sweep.main(line[2:]) == 0
-    assert called == [(str(tmp_path), execution, 5, (2, 3))]
+    assert sweep.main([*line[2:], '--part=2/3']) == 0
+    assert called == [(str(tmp_path), execution, (2, 3), [5, 7])]
 
 
 def test_sweep_starts_as_a_script_from_any_folder(tmp_path: Path) -> None:
