@@ -1,0 +1,80 @@
+"""The examples: each is one command with a quick form, its figure is kept, and what it draws is what was measured."""
+
+from __future__ import annotations
+
+import math
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from helpers import ROOT
+
+from examples import entropy_against_beta, staircase
+from RLM_clean import measures, theory
+from RLM_clean.checkpoints import load_run
+from RLM_clean.datasets import RLM
+
+EXAMPLES = sorted(path.stem for path in (ROOT / 'examples').glob('*.py') if path.stem != '__init__')
+PAGE = (ROOT / 'docs/examples.md').read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize('name', EXAMPLES)
+def test_an_example_has_a_command_in_the_documentation_and_its_figure_beside(name: str) -> None:
+    section = PAGE.split(f'python -m examples.{name}\n', 1)[1].split('\n## ', 1)[0]
+    assert f'](images/{name}.png)' in section
+    height, width, _ = matplotlib.image.imread(ROOT / f'docs/images/{name}.png').shape
+    assert width > 1000 and height > 400
+
+
+def test_the_documentation_names_no_example_that_is_not_there() -> None:
+    assert sorted(set(re.findall(r'-m examples\.(\w+)', PAGE))) == EXAMPLES
+
+
+@pytest.mark.parametrize('name', ['correlations', 'entropy_against_beta'])
+def test_the_command_draws_the_figure_into_results(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', [name, '--quick'])
+    runpy.run_path(str(ROOT / f'examples/{name}.py'), run_name='__main__')
+    assert capsys.readouterr().out.splitlines()[-1] == f'the figure is results/{name}.png'
+    assert matplotlib.image.imread(tmp_path / f'results/{name}.png').shape[1] == 1430
+
+
+def test_the_staircase_trains_both_languages_and_draws_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ['--quick', '--threads', '1', '--max_iters', '20']
+    staircase.main(words)
+    assert matplotlib.image.imread(tmp_path / 'results/staircase_quick/staircase.png').shape[1] == 1430
+    runs = [load_run(tmp_path / f'results/staircase_quick/{name}') for name in ('rhm', 'rlm')]
+    assert [run.config.dataset for run in runs] == ['rhm', 'rlm']
+    assert all(run.dynamics[-1]['t'] == 20 for run in runs)
+    capsys.readouterr()
+    staircase.main([*words, '--picture', 'again.png'])  # trained already: drawn again
+    assert 'step' not in capsys.readouterr().err and Path('again.png').exists()
+
+
+def test_the_entropy_of_sequences_is_the_measured_one() -> None:
+    languages = [RLM(3, entropy_against_beta.DEPTH, beta, seed_rules=seed) for beta in (1.0, 3.0) for seed in (1, 2)]
+    axes = entropy_against_beta.sequence_entropies(languages, num_samples=64)
+    found = np.array([measures.leaves_entropy(language, 64) for language in languages]).reshape(2, 2, 2)
+    (points,) = axes.containers
+    unit = 16 * math.log(3)
+    np.testing.assert_allclose(np.asarray(points[0].get_ydata(), dtype=float), found[:, :, 0].mean(1) / unit)
+    heights = [bar[1, 1] - bar[0, 1] for bar in points[2][0].get_segments()]
+    errors = np.hypot(found[:, :, 0].std(1, ddof=1), found[:, :, 1].mean(1)) / math.sqrt(2)
+    np.testing.assert_allclose(heights, 2 * errors / unit)
+
+
+def test_the_bound_is_that_of_the_tree_where_it_is_below_that_of_the_alphabet() -> None:
+    for beta in (0.0, 1.0, math.sqrt(2) - 1e-3):
+        assert entropy_against_beta.bound(beta, 2**20) == 1
+    for beta in (1.6, 2.0, 3.0):
+        tree = math.log(9) + 15 * theory.rem_entropy(9, beta)
+        assert entropy_against_beta.bound(beta, 16) == pytest.approx(tree / (16 * math.log(9)))
