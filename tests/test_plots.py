@@ -82,9 +82,8 @@ def parameters() -> dict[str, Any]:
 def drawn(name: str) -> tuple[Figure, dict[str, Any], dict[str, Any]]:
     """A figure that was rendered, and the global parameters before and after; each is made once."""
     before = parameters()
-    figure = first(FIGURES[name]()).get_figure(root=True)
+    figure: Any = first(FIGURES[name]()).figure
     after = parameters()
-    assert figure is not None
     FigureCanvasAgg(figure).draw()
     return figure, before, after
 
@@ -100,7 +99,7 @@ def numbers(data: Any) -> np.ndarray:
 
 
 def box(artist: Any) -> Any:
-    return artist.get_window_extent(artist.get_figure(root=True).canvas.get_renderer())
+    return artist.get_window_extent(artist.figure.canvas.get_renderer())
 
 
 def overlapping(artists: list[Any], slack: float = 1.0) -> list[tuple[str, str]]:
