@@ -13,7 +13,7 @@ from pathlib import Path
 from helpers import ROOT
 
 # What a run is cut down to where a command names no length of its own.
-SHORT = {'max_iters': '20', 'test_size': '256', 'PYTHONWARNINGS': 'ignore'}
+SHORT = {'max_iters': '20', 'test_size': '256', 'workers': '1', 'PYTHONWARNINGS': 'ignore'}
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ def blocks(document: str, language: str) -> list[str]:
 
 
 def copy_of_the_project(folder: Path) -> Path:
-    """A folder with the files that git tracks, as they are now."""
-    files = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, check=True).stdout
+    """A folder with the files that git tracks, as they are now, and with new ones that it does not ignore."""
+    words = ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard']
+    files = subprocess.run(words, cwd=ROOT, capture_output=True, check=True).stdout
     for name in files.decode().split('\0')[:-1]:
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,168 @@
+"""Every command and every Python snippet of README and docs runs, page by page in its order, on a fresh copy."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pytest
+import torch
+from documents import Block, copy_of_the_project, environment, parts
+from helpers import ROOT
+from test_init import own_registry
+
+from RLM_clean.checkpoints import load_run
+
+EXTENDING = 'docs/extending.md'
+PAGES = ['README.md', *sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'docs').glob('*.md'))]
+
+# Commands that have tests of their own, and which.
+ELSEWHERE = {
+    'bash test.sh': 'the tests run inside it',
+    'pip install -e .': 'test_readme.py',
+    'python -m RLM_clean.notebooks': 'test_notebooks.py',
+}
+# What is cut down, so that a page takes seconds: patterns, each of which some page must contain, and what takes their
+# place. Runs without a length of their own have that of documents.SHORT where code.sh starts them.
+SHORTER = [
+    (r'\bmax_iters( = |[ =])\d+', r'max_iters\g<1>20'),
+    (r'\brepetitions( = |[ =])\d+', r'repetitions\g<1>1'),
+    (r'\b(beta=")([\d.]+ [\d.]+)[\d. ]*', r'\1\2'),
+    (r'\b(beta=)([\d.]+,[\d.]+)[\d.,]*', r'\1\2'),
+    (r'\b(beta = \[)([\d.]+, [\d.]+)[\d., ]*', r'\1\2'),
+    (r':\d+log', ':2log'),
+    (r'(-m RLM_clean\.sweep --outname .*?)( --max_iters 20)?$', r'\1 --max_iters 20 --test_size 256 --workers 1'),
+    # A cluster is not at hand: the command is read, and lists what it would submit.
+    (r'(--launcher slurm .*)', r'\1 --dry-run'),
+    # test_benchmarks.py runs each of them.
+    (r'(python -m benchmarks\.run( --large)?).*', r'\1 --quick --repeats 1 sampler'),
+    (r'(python -m examples\.\w+).*', r'\1 --quick'),
+]
+# The languages of blocks that are followed; the others are read.
+LANGUAGES = ('bash', 'python', 'toml')
+# The commands that were given in the copy.
+GIVEN: set[str] = set()
+
+
+@pytest.fixture(scope='module')
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh copy of the project in which the first command of the README has been given."""
+    folder = copy_of_the_project(tmp_path_factory.mktemp('fresh') / 'project')
+    GIVEN.clear()
+    GIVEN.add('bash code.sh')
+    run(folder, 'bash code.sh')
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def drawn_nowhere() -> Iterator[None]:
+    """Figures of snippets are drawn into memory."""
+    backend = matplotlib.get_backend()
+    matplotlib.use('agg')
+    yield
+    matplotlib.use(backend)
+
+
+def run(folder: Path, command: str) -> None:
+    """Gives a command to the shell, which must end well."""
+    done = subprocess.run(
+        ['bash', '-euo', 'pipefail', '-c', command],
+        cwd=folder,
+        env=environment(folder),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f'{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}'
+
+
+def shortened(text: str) -> str:
+    for pattern, replacement in SHORTER:
+        text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
+    return text
+
+
+def follow(page: str, blocks: list[tuple[str, Block]], folder: Path) -> dict[str, Any]:
+    """Does what a page says, block by block; what its snippets have defined in the end."""
+    names: dict[str, Any] = {}
+    for language, block in blocks:
+        text = shortened(block.text)
+        if language == 'bash':
+            # Commands that have become the same, on this page or another, are given once.
+            lines = dict.fromkeys(line for line in text.splitlines() if not line.startswith(tuple(ELSEWHERE)))
+            run(folder, '\n'.join(line for line in lines if line not in GIVEN))
+            GIVEN.update(lines)
+        elif language == 'python':
+            # Errors are shown at the lines of the page.
+            exec(compile('\n' * (block.line - 1) + text, ROOT / page, 'exec'), names)
+        elif language == 'toml':
+            (folder / 'betas.toml').write_text(text)
+    return names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('page', [page for page in PAGES if page != EXTENDING])
+def test_every_command_and_snippet_of_a_page_runs(copy: Path, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    follow(page, parts(page), copy)
+
+
+@pytest.mark.slow
+def test_the_examples_of_what_can_be_added_do_what_their_page_says(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset, a model and a measure; then both from the shell, in a package that has them."""
+    monkeypatch.chdir(copy)
+    blocks = parts(EXTENDING)
+    with own_registry():
+        names = follow(EXTENDING, [part for part in blocks if part[0] != 'bash'], copy)
+        run_of_it = load_run('results/elman')
+        assert run_of_it.entropy is not None
+        rules = run_of_it.rlm.rules[0]
+        ratios = rules.flatten(1).double().sort(descending=True).values / rules.flatten(1).max(1, keepdim=True).values
+        assert torch.allclose(ratios, torch.arange(1, 257).double() ** -1.5, rtol=1e-5)
+        assert run_of_it.dynamics[-1]['excess'] < run_of_it.dynamics[0]['excess'] - 0.05
+        # Before training nothing is decided.
+        assert names['indecision'](run_of_it, 0) == pytest.approx(math.log(16) - run_of_it.entropy, abs=1e-3)
+        assert names['indecision'](run_of_it, 20) < names['indecision'](run_of_it, 0)
+    own = [block.text for language, block in blocks if language == 'python' and 'init.register_' in block.text]
+    assert len(own) == 2
+    (copy / 'RLM_clean/mine.py').write_text('\n'.join(own))
+    init = copy / 'RLM_clean/init.py'
+    before = init.read_text()
+    follow(EXTENDING, [part for part in blocks if part[0] == 'bash'], copy)
+    init.write_text(before)
+    assert len(list(copy.glob('results/zipf*/*_t20.pt'))) == 2
+
+
+def test_what_is_cut_down_or_tested_elsewhere_is_in_some_page() -> None:
+    """A list of exceptions that nobody needs would hide what is not tested."""
+    texts = [block.text for page in PAGES for language, block in parts(page) if language in LANGUAGES]
+    whole = '\n'.join(texts)
+    for command in ELSEWHERE:
+        assert f'\n{command}' in f'\n{whole}', command
+    for pattern, replacement in SHORTER:
+        assert re.search(pattern, whole, re.MULTILINE), pattern
+        whole = re.sub(pattern, replacement, whole, flags=re.MULTILINE)
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading gets on the pages of GitHub."""
+    return re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_every_link_within_the_project_leads_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding='utf-8')
+    for target in re.findall(r'\]\(([^)\s]+)\)', text):
+        if target.startswith(('http://', 'https://', 'mailto:')):
+            continue
+        name, _, anchor = target.partition('#')
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), f'{page}: {target}'
+        if anchor:
+            headings = re.findall(r'^#+ (.*)', path.read_text(encoding='utf-8'), re.MULTILINE)
+            assert anchor in map(slug, headings), f'{page}: {target}'
