@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ class Generation:
         """`E_q[-ln P]`, the mean over the possible sequences, and its standard error.
 
         Of a perfect model this is the entropy of what it draws. Lower means that the model keeps to what is likely,
-        higher that it makes what is not.
+        higher that it makes what is not. NaN where no sequence is possible.
         """
         return _estimate(-self.log_p[self.log_p.isfinite()])
 
@@ -57,6 +58,8 @@ class Generation:
         The excess loss is the divergence the other way, `KL(P || q)`: that one grows where the model misses what the
         language makes, this one where the model makes what the language does not.
         """
+        if self.possible < 1:
+            return math.inf, 0.0
         return _estimate(self.log_q - self.log_p)
 
 
@@ -94,4 +97,6 @@ def exact_log_probs(run: Run, sequences: Tensor) -> Tensor:
 
 
 def _estimate(values: Tensor) -> Estimate:
+    if len(values) < 2:  # a model that makes nothing the language allows
+        return values.mean().item(), math.nan
     return values.mean().item(), values.std().item() / len(values) ** 0.5

@@ -124,12 +124,15 @@ def window_divergences(
     for step in model_steps(run) if steps is None else steps:
         log_q = predict(run, model_at(run, step), whole.inputs).log()
         for k, posteriors in windows.items():
-            found[k].append(_mean_and_error(_divergence(posteriors, log_q), whole.weights))
+            found[k].append(_mean_and_error(kl_divergence(posteriors, log_q), whole.weights))
     return found
 
 
-def _divergence(p: Tensor, log_q: Tensor) -> Tensor:
-    """`KL(p || q)` of each row, in nats; what p excludes costs nothing, also where q is zero."""
+def kl_divergence(p: Tensor, log_q: Tensor) -> Tensor:
+    """`KL(p || q) = sum_a p(a) ln(p(a) / q(a))` along the last axis, in nats, from p and ln q.
+
+    What p excludes costs nothing, also where q is zero; infinite where q excludes what p does not.
+    """
     return -(torch.special.entr(p) + (p * log_q).where(p > 0, 0)).sum(-1)
 
 
@@ -180,7 +183,8 @@ def ancestor_beliefs(run: Run, steps: Iterable[int] | None = None, num_samples: 
     `D_L >= D_(L-1) >= ... >= D_0 >= 0`: by the chain rule of divergences, `D_l` is the part of the excess loss that is
     an error about the ancestor on level l, and the rest an error about what comes of it.
 
-    The expectation over the true ancestor in A_l is exact in each context, not sampled.
+    The expectation over the true ancestor in A_l is exact in each context, not sampled. A token that cannot follow the
+    context tells nothing of its ancestors: the share of the prediction that it has leaves the exact posterior.
     """
     steps = model_steps(run) if steps is None else list(steps)
     reference, L = _reference(run, num_samples), run.rlm.L
@@ -196,7 +200,7 @@ def ancestor_beliefs(run: Run, steps: Iterable[int] | None = None, num_samples: 
         p = posteriors.expand_as(w)
         accuracy.append(p.gather(-1, w.argmax(-1, keepdim=True))[..., 0])
         best.append(posteriors.amax(-1))
-        divergence.append(_divergence(p, w.log()))
+        divergence.append(kl_divergence(p, w.log()))
     all_divergences, number = torch.cat(divergence, 1), len(reference.inputs)
     sampled = reference.weights is None
     weights = torch.full((number,), 1 / number, dtype=torch.float64) if reference.weights is None else reference.weights
@@ -231,7 +235,7 @@ def prediction_table(run: Run, step: int | None = None, number: int = 8, top: in
     inputs, targets = inputs[:number], targets[:number]
     targets = targets[:, -1] if targets.dim() == 2 else targets
     q, p = predict(run, model_at(run, step), inputs), next_token_probs(run.rlm, inputs)
-    divergences = _divergence(p, q.log())
+    divergences = kl_divergence(p, q.log())
     width = len(str(run.rlm.v - 1))
     rows = [['context', 'x_n', 'model', 'best', 'KL', f"model's likeliest {top}", f"best predictor's likeliest {top}"]]
     for context, truth, q_row, p_row, divergence in zip(inputs, targets.tolist(), q, p, divergences, strict=True):

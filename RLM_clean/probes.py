@@ -20,7 +20,7 @@ from RLM_clean.checkpoints import Run
 from RLM_clean.inference import spine_posteriors
 from RLM_clean.models import CLM, MLP
 from RLM_clean.models.transformer import Block
-from RLM_clean.predictions import model_at, model_steps
+from RLM_clean.predictions import kl_divergence, model_at, model_steps
 from RLM_clean.streams import random_permutation, stream_key
 
 # The penalty on the square of a probe's weights. They act on whitened activations, so it has no unit.
@@ -234,11 +234,11 @@ def probe_ancestors(
         scores = torch.stack(log_q)  # (K, N, L + 1, v)
         expanded = exact.expand_as(scores)
         accuracy[name] = expanded.gather(-1, scores.argmax(-1, keepdim=True))[..., 0].mean(1)
-        divergences = _divergences(expanded, scores)
+        divergences = kl_divergence(expanded, scores)
         divergence[name], error[name] = divergences.mean(1), divergences.std(1) / num_test**0.5
     entropy, size = torch.special.entr(exact).sum(-1).mean(0), run.config.context_size
     windows = {
-        k: _divergences(exact, _posteriors(run, inputs['test'][:, size - k :]).log()).mean(0)
+        k: kl_divergence(exact, _posteriors(run, inputs['test'][:, size - k :]).log()).mean(0)
         for k in measures.window_ladder(size)[:-1]
     }
     best = exact.amax(-1).mean(0)
@@ -254,7 +254,3 @@ def _posteriors(run: Run, inputs: Tensor) -> Tensor:
     """The exact posteriors of x_n and its ancestors, `(N, L + 1, v)`."""
     rows = max(1, _POSTERIOR_ENTRIES // (run.rlm.L * run.rlm.v**2))
     return torch.cat([spine_posteriors(run.rlm, part)[0] for part in inputs.split(rows)])
-
-
-def _divergences(p: Tensor, log_q: Tensor) -> Tensor:
-    return -(torch.special.entr(p) + (p * log_q).where(p > 0, 0)).sum(-1)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from RLM_clean import measures
 from RLM_clean.datasets import RHM, RLM, TreeGrammar
-from RLM_clean.generation import exact_log_probs, generate
+from RLM_clean.generation import Generation, exact_log_probs, generate
 
 ALL: dict[str, Any] = {'model': 'transformer_clm', 'objective': 'all'}
 
@@ -89,7 +89,7 @@ def test_what_the_language_excludes_is_counted(options: dict[str, Any]) -> None:
     made = generate(run, run.model(), 200)
     assert 0 < made.possible < 1
     assert made.possible == (made.log_p > -math.inf).double().mean()
-    assert made.divergence[0] == math.inf and math.isfinite(made.surprise[0]) and math.isfinite(made.entropy[0])
+    assert made.divergence == (math.inf, 0) and math.isfinite(made.surprise[0]) and math.isfinite(made.entropy[0])
     seen = made.sequences[:, : made.given]
     assert torch.equal(seen, run.rlm.sequences(0, 200, 'other')[:, : made.given])
 
@@ -103,3 +103,9 @@ def test_draws_are_a_function_of_the_seed_alone() -> None:
 
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_that_makes_nothing_possible_has_no_surprise() -> None:
+    impossible = torch.full((3,), -math.inf, dtype=torch.float64)
+    made = Generation(torch.zeros(3, 2, dtype=torch.int64), 1, torch.zeros(3, dtype=torch.float64), impossible)
+    assert made.possible == 0 and all(math.isnan(x) for x in made.surprise) and made.entropy == (0, 0)

@@ -24,10 +24,8 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     'one level': (RLM(v=6, L=1, beta=2.0), {}),
     'three levels': (RLM(v=4, L=3, beta=2.0), {}),
     'all tokens': (RLM(v=6, L=2, beta=2.0), {'model': 'transformer_clm', 'objective': 'all'}),
-    'window': (RLM(v=6, L=2, beta=2.0), {'num_tokens': 3}),
-    'two of four tokens': (RLM(v=6, L=2, beta=2.0), {'num_tokens': 2}),
+    'window': (RLM(v=6, L=2, beta=2.0), {'num_tokens': 2}),
     'fully connected': (RLM(v=6, L=2, beta=2.0), {'model': 'fcn', 'depth': 2}),
-    'whitened': (RLM(v=6, L=2, beta=2.0), {'input_format': 'onehot', 'whitening': 1}),
     'rhm': (RHM(v=6, m=2, L=2), {}),
     'rhm of all tokens': (RHM(v=6, m=2, L=2), {'model': 'transformer_clm', 'objective': 'all'}),
 }

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from RLM_clean.checkpoints import Run
@@ -22,6 +23,8 @@ from RLM_clean.probes import AncestorProbes, attention_weights
 _LEAST = 1e-4
 # More panels side by side would be too small to read, more tokens on an axis too dense for one label each.
 _MOST_COLUMNS, _MOST_LABELS = 6, 16
+# A figure that is wider (inches) is shrunk on a page.
+_WIDEST = 12
 # Divergences (nats) below are rounding.
 _LEAST_DIVERGENCE = 1e-6
 
@@ -37,7 +40,7 @@ def film(pictures: Film, axes: Any = None) -> Any:
     matrices = pictures.contexts.shape[1] == 1
     number = len(pictures.steps) + matrices
     if axes is None:
-        axes = panels(1, number, size=(1 + 2.5 * number, 2.9), sharex=True, sharey=True, squeeze=False)
+        axes = panels(1, number, size=(min(1 + 2.5 * number, _WIDEST), 2.9), sharex=True, sharey=True, squeeze=False)
     axes = np.ravel(axes)
     titles = [f'step {step}' for step in pictures.steps] + ['exact'] * matrices
     if not matrices:
@@ -51,6 +54,8 @@ def film(pictures: Film, axes: Any = None) -> Any:
         image = panel.imshow(matrix.clamp(min=_LEAST), norm=norm, interpolation='none', aspect='auto')
         panel.grid(False)
         panel.set_title(title)
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        panel.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         panel.set_xlabel('next token')
         panel.set_ylabel('token before it')
         panel.label_outer()
@@ -133,8 +138,8 @@ def attention_maps(run: Run, inputs: Tensor, step: int | None = None, axes: Any 
     weights[..., np.triu(np.ones((T, T), dtype=bool), 1)] = np.nan
     rows, columns = weights.shape[:2]
     if axes is None:
-        axes = panels(rows, columns, size=(1.2 + 2.3 * columns, 0.6 + 2.2 * rows), sharex=True, sharey=True,
-                      squeeze=False)  # fmt: skip
+        size = (min(1.2 + 2.3 * columns, _WIDEST), 0.6 + 2.2 * rows)
+        axes = panels(rows, columns, size=size, sharex=True, sharey=True, squeeze=False)
     axes = np.reshape(axes, (rows, columns))
     every = -(-T // _MOST_LABELS)
     labels = [str(x) for x in inputs[0].tolist()] if len(inputs) == 1 else [f'$x_{{{i + 1}}}$' for i in range(T)]
@@ -163,7 +168,9 @@ def probe_curves(probes: AncestorProbes, axes: Any = None) -> Any:
     names = _names(len(probes.entropy) - 1)
     levels = list(range(len(names)))[-_MOST_COLUMNS:]
     if axes is None:
-        axes = panels(2, len(levels), size=(1 + 2.5 * len(levels), 5.6), sharex=True, sharey='row', squeeze=False)
+        axes = panels(
+            2, len(levels), size=(min(1 + 2.5 * len(levels), _WIDEST), 5.6), sharex=True, sharey='row', squeeze=False
+        )
     axes = np.reshape(axes, (2, len(levels)))
     places = range(len(probes.layers))
     lines = {'trained': (BLUE, 'o'), 'untrained': (ORANGE, 's'), 'shuffled': (GREY, 'x')}
