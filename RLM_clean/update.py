@@ -361,7 +361,7 @@ def traced(write: Callable[..., Tensor], tensors: list[Tensor], *example: Any) -
     return lambda *arguments: graph(*_leaves(*arguments))
 
 
-def _trace(write: Callable[..., Tensor], *example: Any) -> tuple[fx.GraphModule, list[Tensor]]:
+def _trace(write: Callable[..., Tensor], *example: Any) -> tuple[fx.GraphModule, list[Any]]:
     """A graph of `write` that takes all tensors of its arguments in one list, and that list for the example."""
     leaves, shape = tree_flatten(example)
     # The gradient of an embedding adds up rows: several threads would do so in an order that changes.

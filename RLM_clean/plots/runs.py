@@ -90,7 +90,7 @@ def excess_curve(dynamics: list[Record], axes: Axes | None = None, title: str = 
 def run_title(config: Config) -> str:
     """A line that tells a run's language and model."""
     c = config
-    rules = f'beta = {c.beta:g}' if c.dataset == 'rlm' else f'm = {c.num_synonyms}'
+    rules = f'm = {c.num_synonyms}' if c.dataset == 'rhm' else f'beta = {c.beta:g}'
     model = f'{c.model}, depth {c.depth}, {c.optim}'
     return f'{c.dataset.upper()}, v = {c.num_features}, L = {c.num_layers}, {rules}: {model}'
 
