@@ -19,6 +19,7 @@ from unittest import mock
 
 import pytest
 import torch
+from documents import blocks
 from helpers import ROOT
 from small_runs import TINY, difference, read_log
 
@@ -243,6 +244,44 @@ def test_tasks_that_are_preempted_are_requeued_and_go_on(out_of_time: Sweep, tmp
     for task in range(2):
         assert sweep.said(task).count('is requeued') == sweep.said(task).count('going on from step') == 1
     sweep.assert_undisturbed(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_documented_script_of_one_large_run_saves_and_is_requeued_and_goes_on(
+    cluster: None, tmp_path: Path
+) -> None:
+    """Two torchruns under srun that meet; on the one node that there is, and with a run that is not large."""
+    script = next(text for text in blocks('docs/sweeps.md', 'sh') if '#SBATCH' in text)
+    options = {**TINY, 'max_iters': 3000, 'optim': 'adam', 'print_freq': 1000}
+    words = ' '.join(f'--{name} {value}' for name, value in options.items())
+    for old, new in {
+        '--nodes=2': '--nodes=1', '--ntasks-per-node=1': '--ntasks-per-node=2', '#SBATCH --gpus-per-node=4\n': '',
+        '--cpus-per-task=16': '--cpus-per-task=1', '04:00:00': '10', 'large.txt': f'{tmp_path}/said.txt',
+        'outname=results/large': f'outname={tmp_path}/run', 'torchrun ': f'{sys.executable} -m torch.distributed.run ',
+        '--embedding_dim 512 --num_heads 8 --depth 8 --batch_size 512': words,
+    }.items():  # fmt: skip
+        assert script.count(old) == 1, old
+        script = script.replace(old, new)
+    (tmp_path / 'large.sh').write_text(script)
+    submit = ['sbatch', '--parsable', f'--chdir={ROOT}', tmp_path / 'large.sh']
+    job = subprocess.run(submit, check=True, capture_output=True, text=True).stdout.strip()
+
+    def wait_until(condition: Callable[[], Any]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, (tmp_path / 'said.txt').read_text()
+            time.sleep(0.1)
+
+    files = RunFiles(tmp_path / 'run')
+    wait_until(lambda: (last_record(files.log) or {'t': 0})['t'] >= 64)
+    command('scancel', '--batch', '--signal=USR1', job)  # as SLURM does near the end of the time
+    wait_until(files.final.exists)
+    said = (tmp_path / 'said.txt').read_text()
+    assert said.count('SIGTERM: saved at step') == said.count('going on from step') == 1
+    with mock.patch.object(experiment, 'save_learning_curve'):
+        experiment.train(Config(outname=str(tmp_path / 'one'), **options), lambda line: None)
+    for record, other in zip(read_log(files), read_log(RunFiles(tmp_path / 'one')), strict=True):
+        assert record['testloss'] == pytest.approx(other['testloss'], rel=1e-4)
 
 
 def test_what_slurm_refuses_is_told_in_one_line(

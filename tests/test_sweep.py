@@ -480,7 +480,7 @@ def test_a_run_that_kills_its_workers_is_given_up_and_the_others_are_trained(tmp
         '    if config.beta == 2: os.kill(os.getpid(), 9)\n'
         '    return original(config, *rest, **kinds)\n'
         'ensemble.open_run = open_run\n'
-        f'worker.work(sys.argv[1], {plan.execution}, alone=[int(place) for place in sys.argv[2:]])'
+        f'worker.work(sys.argv[1], {plan.execution}, alone=[int(place) for place in sys.argv[2:-1]])'
     )
     said: list[str] = []
     with mock.patch.object(worker, 'command', fake_worker(code)):
