@@ -20,9 +20,9 @@ echo "== pytest"
 if [ $# -gt 0 ]; then
     "$python" -m pytest "$@"
 else
-    # One thread a test: two cores are shared by the processes that the tests start.
+    # As many tests at a time as there are cores, four at most.
     rm -f .coverage .coverage.*
-    "$python" -m coverage run -m pytest
+    "$python" -m coverage run -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
     "$python" -m coverage combine --quiet
     "$python" -m coverage report --skip-covered
 fi

@@ -21,6 +21,9 @@ from RLM_clean.checkpoints import load_run
 EXTENDING = 'docs/extending.md'
 PAGES = ['README.md', *sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'docs').glob('*.md'))]
 
+# One process follows all pages, in their order.
+pytestmark = pytest.mark.xdist_group('docs')
+
 # Commands that have tests of their own, and which.
 ELSEWHERE = {
     'bash test.sh': 'the tests run inside it',

@@ -31,6 +31,9 @@ from RLM_clean.slurm import Resources
 from RLM_clean.states import last_record
 from RLM_clean.sweep import group_limit, main
 
+# One process has the cluster.
+pytestmark = pytest.mark.xdist_group('slurm')
+
 EXECUTION: dict[str, Any] = {'device': 'cpu', 'threads': 1}
 SCRIPTS = ROOT / 'tests' / 'slurm'
 # Two minutes are more than any test waits for one thing.
