@@ -123,7 +123,7 @@ def test_a_run_says_its_floors_its_records_and_its_results(
     records = [line for line in lines if line.startswith('step')]
     assert records[0].startswith('step  0/24  train 2.') and 'left' not in records[0]
     assert re.fullmatch(
-        r'step 24/24  train \d\.\d{4}  test \d\.\d{4}  excess \d\.\d{4}  floor \d\.\d{4}  \d+ steps/s  0:00:00 left',
+        r'step 24/24  train \d\.\d{4}  test \d\.\d{4}  excess \d\.\d{4}  floor \d\.\d{4}  [\d.]+ steps/s  0:00:00 left',
         records[-1],
     )
     floor = re.findall(r'floor (\d\.\d{4})', records[-1])[0]
