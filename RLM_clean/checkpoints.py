@@ -10,10 +10,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
 import re
+import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Container, Iterator
@@ -53,10 +55,11 @@ class BusyError(ValueError):
 # ---------------------------------------------------------------------- atomic writing, safe reading
 
 
-def atomic_write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+def atomic_write(path: Path, write: Callable[[BinaryIO], Any], new: bool = False) -> None:
     """Calls `write` on a temporary file in the folder of `path`, flushes it to the disk and renames it to `path`.
 
-    Whatever happens on the way (a full disk, a signal), the file that was there stays whole.
+    Whatever happens on the way (a full disk, a signal), the file that was there stays whole. With `new` there must be
+    none: of several processes that write it at a time, all but one get FileExistsError.
     """
     temporary = path.with_name(f'.{path.name}{_TEMPORARY}{os.getpid()}')
     try:
@@ -64,14 +67,27 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if new:
+            _publish(temporary, path)
+        else:
+            os.replace(temporary, path)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
 
 
-def save(content: dict[str, Any], path: Path) -> None:
-    """Saves tensors and plain Python values atomically."""
+def _publish(temporary: Path, path: Path) -> None:
+    """Gives a file its name unless there is one of that name, which only a link tells without a gap."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        os.replace(temporary, path)
+
+
+def save(content: dict[str, Any], path: Path, new: bool = False) -> None:
+    """Saves tensors and plain Python values atomically; `new` as in `atomic_write`."""
 
     def write(file: BinaryIO) -> None:
         try:
@@ -81,7 +97,7 @@ def save(content: dict[str, Any], path: Path) -> None:
                 raise error.__context__ from None
             raise
 
-    atomic_write(path, write)
+    atomic_write(path, write, new)
 
 
 def _link(path: Path, other: Path) -> None:
@@ -154,6 +170,7 @@ class RunFiles:
         self.previous = self.folder / f'{name}_previous.pt'
         self.log = self.folder / f'{name}_log.jsonl'
         self.picture = self.folder / f'{name}.png'
+        self.curves = self.folder / f'{name}_tensorboard'
         self._saved: dict[str, Any] | None = None  # the last checkpoint that was saved here
 
     def load_config(self) -> dict[str, Any]:
@@ -178,14 +195,16 @@ class RunFiles:
 
         Raises BusyError when another process holds it.
         """
-        with open(self.config, 'rb') as file:
+        # Open for writing: NFS has no exclusive locks on what is only read.
+        with open(self.config, 'r+b') as file:
             if fcntl is not None:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     raise self.busy() from None
-                except OSError:  # a file system without locks
-                    pass
+                except OSError as error:
+                    if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
+                        raise
             yield
 
     def busy(self) -> BusyError:
@@ -215,6 +234,7 @@ class RunFiles:
         own = [self.final, self.config, self.previous, self.log, self.picture, *self.leftovers()]
         for path in own + [self.checkpoint(step) for step in self.steps()]:
             path.unlink(missing_ok=True)
+        shutil.rmtree(self.curves, ignore_errors=True)
 
     def save_checkpoint(self, content: dict[str, Any], keep: Container[int]) -> None:
         """Saves the newest checkpoint, `content` with its 'resume', then retires the one before it."""
@@ -317,8 +337,9 @@ class Run:
         if not self.files.config.exists():
             raise ValueError(f'outname={str(outname)!r} has no file {self.files.config}: give the path of a run')
         stored = self.files.load_config()
-        # The machine that opens a run need not have the device that made it.
-        self.config = Config(**{**stored['config'], 'outname': str(outname), 'device': 'cpu', 'tensorboard': False})
+        # The machine that opens a run need not have the device that made it, nor a compiler.
+        here = {'outname': str(outname), 'device': 'cpu', 'compile': 'auto', 'tensorboard': False}
+        self.config = Config(**{**stored['config'], **here})
         self.entropy: float | None = stored['entropy']
         self.marginal: float | None = stored['marginal']
         self.floors: dict[int, tuple[float, float]] | None = stored['floors']

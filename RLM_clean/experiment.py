@@ -121,10 +121,11 @@ def open_run(config: Config, stack: ExitStack, say: Say, alone: bool = True) -> 
     else:
         trainer = Trainer(replace(config, compile='off'), language, device)
     if stored is None:
-        if files.config.exists():  # begun by another process in the meantime
-            raise files.busy()
         content = {'config': config.to_dict(), 'machine': chosen.to_dict(), 'rules': language.rules()}
-        save({**content, **language.losses()}, files.config)
+        try:
+            save({**content, **language.losses()}, files.config, new=True)
+        except FileExistsError:  # begun by another process in the meantime
+            raise files.busy() from None
         stack.enter_context(files.claim())
     if checkpoint is not None:
         _restore(trainer, checkpoint, files)
@@ -162,7 +163,8 @@ def prepare_language(config: Config, device: torch.device, stored: dict[str, Any
         return Language(grammar, reference, stored['entropy'], stored['marginal'], stored['floors'])
     floors: dict[int, measures.Estimate] = {}
     for k in measures.window_ladder(config.context_size):
-        if config.objective == 'last' and k == config.context_size and not measures.summable(grammar, k):
+        sampled = not measures.summable(grammar, k) and not measures.chained(grammar, k)
+        if config.objective == 'last' and k == config.context_size and sampled:
             floors[k] = reference.floor()  # the same contexts: their posteriors are there already
         else:
             floors |= measures.window_entropies(grammar, [k])

@@ -30,8 +30,8 @@ def main() -> int:
     with distributed.joined(device):
         if torch.distributed.get_rank() == 0:
             return _train(config)
-        torch.set_num_threads(machine.choose(config).threads)
-        distributed.follow(config, device)
+        with machine.prepared(machine.choose(config), config.deterministic):
+            distributed.follow(config, device)
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from RLM_clean.checkpoints import RunFiles
 from RLM_clean.config import Config
 from RLM_clean.measures import Language
 
@@ -79,7 +80,7 @@ class Curves:
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(f'{config.outname}_tensorboard')
+            self.writer = SummaryWriter(str(RunFiles(config.outname).curves))
 
     def add(self, record: dict[str, Any]) -> None:
         """Adds the numbers of a record at its step."""

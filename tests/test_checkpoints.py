@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 import pytest
 import torch
@@ -266,6 +269,55 @@ def test_a_write_that_fails_leaves_the_file_that_was_there(tmp_path: Path) -> No
     with pytest.raises(Exception, match='pickle'):
         save({'x': lambda: None}, path)
     assert load(path) == {'x': 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_of_two_that_write_a_new_file_one_is_told(tmp_path: Path) -> None:
+    path = tmp_path / 'file'
+
+    def write(file: BinaryIO) -> None:  # the other one comes while this one writes
+        file.write(b'mine')
+        path.write_bytes(b'theirs')
+
+    with pytest.raises(FileExistsError):
+        atomic_write(path, write, new=True)
+    assert path.read_bytes() == b'theirs' and os.listdir(tmp_path) == ['file']
+
+
+@pytest.mark.parametrize('errors', [{'link': errno.EPERM}, {}])
+def test_a_new_file_is_written_with_and_without_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, errors: dict[str, int]
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(errors['link'], 'no links')
+
+    if errors:
+        monkeypatch.setattr(os, 'link', fail)
+    atomic_write(tmp_path / 'file', lambda file: file.write(b'mine'), new=True)
+    assert (tmp_path / 'file').read_bytes() == b'mine' and os.listdir(tmp_path) == ['file']
+
+
+@pytest.mark.parametrize(('error', 'swallowed'), [(errno.ENOLCK, True), (errno.ENOTSUP, True), (errno.EBADF, False)])
+def test_only_a_file_system_without_locks_leaves_a_run_unlocked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, swallowed: bool
+) -> None:
+    def fail(file: IO[bytes], operation: int) -> None:
+        assert file.writable()  # NFS asks for it
+        raise OSError(error, 'no lock')
+
+    monkeypatch.setattr(fcntl, 'flock', fail)
+    files = RunFiles(tmp_path / 'run')
+    files.config.touch()
+    with nullcontext() if swallowed else pytest.raises(OSError, match='no lock'), files.claim():
+        pass
+
+
+def test_a_compiled_run_opens_where_there_is_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny(tmp_path / 'run'))
+    files = RunFiles(tmp_path / 'run')
+    content = files.load_config()
+    save({**content, 'config': {**content['config'], 'compile': 'on'}}, files.config)
+    monkeypatch.setattr('RLM_clean.config.can_compile', lambda device: False)
+    assert load_run(tmp_path / 'run').done
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

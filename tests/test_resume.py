@@ -118,7 +118,7 @@ def test_an_interruption_does_not_move_an_early_stop(tmp_path: Path, monkeypatch
 def test_a_kill_between_any_two_operations_on_files_is_survived(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: bool
 ) -> None:
-    """The folder is copied before and after every renaming and removal: what a process killed there would leave."""
+    """The folder is copied around every renaming, link and removal: what a process killed there would leave."""
     config = tiny(tmp_path / 'whole' / 'run', max_iters=4, checkpoints=checkpoints, **ADAM)
     copies: list[Path] = []
 
@@ -126,11 +126,16 @@ def test_a_kill_between_any_two_operations_on_files_is_survived(
         copies.append(tmp_path / f'copy{len(copies)}')
         shutil.copytree(tmp_path / 'whole', copies[-1])
 
-    replace, unlink = os.replace, Path.unlink
+    replace, link, unlink = os.replace, os.link, Path.unlink
 
     def copying_replace(source: Path, target: Path) -> None:
         copy_folder()
         replace(source, target)
+        copy_folder()
+
+    def copying_link(source: Path, target: Path) -> None:
+        copy_folder()
+        link(source, target)
         copy_folder()
 
     def copying_unlink(self: Path, missing_ok: bool = False) -> None:
@@ -140,6 +145,7 @@ def test_a_kill_between_any_two_operations_on_files_is_survived(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, 'replace', copying_replace)
+        patched.setattr(os, 'link', copying_link)
         patched.setattr(Path, 'unlink', copying_unlink)
         train(config)
     assert len(copies) > 20
@@ -213,6 +219,7 @@ def test_a_complete_run_is_left_as_it_is(tmp_path: Path) -> None:
 def test_restart_begins_again_and_leaves_nothing_of_the_run_before(tmp_path: Path) -> None:
     train(tiny(tmp_path / 'new' / 'run', max_iters=6, seed_model=5))
     train(tiny(tmp_path / 'old' / 'run', max_iters=24))
+    RunFiles(tmp_path / 'old' / 'run').curves.mkdir()  # TensorBoard would show them beside the new ones
     again = tiny(tmp_path / 'old' / 'run', max_iters=6, seed_model=5, resume='restart')
     assert train(again).status == 'done'
     new, old = contents(tmp_path / 'new' / 'run'), contents(tmp_path / 'old' / 'run')

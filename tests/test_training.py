@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, arguments, environment
-from small_runs import TINY, assert_same_run, contents, make_trainer, tiny, train
+from small_runs import TINY, assert_same_run, contents, make_trainer, quiet, tiny, train
 from torch import Tensor, nn
 
-from RLM_clean import init, training
+from RLM_clean import init, measures, training
 from RLM_clean.checkpoints import load_run
+from RLM_clean.experiment import prepare_language
 from RLM_clean.main import main
 from RLM_clean.training import BatchFeed, DivergedError, Trainer
 
@@ -386,6 +387,14 @@ def test_all_next_tokens_are_learnt_by_the_objective_all(tmp_path: Path) -> None
     assert last['testloss'] == pytest.approx(outcome.entropy + last['excess'], abs=0.3)
     stored = torch.load(tmp_path / 'run.pt', weights_only=True)['output']
     assert stored['entropy'] == outcome.entropy < stored['marginal']
+
+
+def test_floors_of_a_run_are_those_of_the_ladder_however_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, '_SAMPLING_BUDGET', 1e6)
+    language = prepare_language(tiny(num_layers=4), torch.device('cpu'), None, quiet)
+    assert measures.chained(language.grammar, 15)
+    assert language.floors == measures.window_entropies(language.grammar)
+    assert language.entropy == language.floors[15][0]
 
 
 def test_with_fewer_tokens_the_model_sees_the_last_ones_and_the_floor_is_theirs(tmp_path: Path) -> None:
