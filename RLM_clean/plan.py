@@ -273,6 +273,10 @@ def make_plan(request: Request, execution: dict[str, Any], group: int | None = N
     if not request.outname:
         raise ValueError('outname is missing: give the folder of the sweep, as in --outname results/my_sweep')
     given = {'repetitions': request.repetitions, 'vary': request.vary, 'seed': request.seed}
+    for name in ('vary', 'seed'):
+        if given[name] is not None and request.repetitions is None:
+            value = ','.join(request.vary) if name == 'vary' and request.vary else given[name]
+            raise ValueError(f'{name}={value} is for repetitions: add them, or give {", ".join(SEEDS.values())}')
     folder = Path(request.outname)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f'outname={request.outname!r} is a file, a sweep is a folder: use another')

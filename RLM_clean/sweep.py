@@ -212,6 +212,7 @@ def group_limit(execution: dict[str, Any], resources: slurm.Resources | None, mo
         device = torch.device('cuda')
     elif resources is not None and device.type == 'cpu' and resources.memory:
         share = resources.memory * 2**30 / 2
+    most = most and device.type != 'mps'
     return lambda config: fitting_seats(config, share) if most else most_seats(config, device, share)
 
 
@@ -279,6 +280,7 @@ def _work(words: list[str]) -> int:
             raise ValueError(f'{name} is what the sweep says it is: leave --{name} out')
     if args.watch_input:
         worker.stop_at_end_of_input()
+    execution.setdefault('threads', '1')  # as the workers of a driver have
     worker.work(args.folder, execution, args.part, args.alone)
     return 0
 

@@ -205,6 +205,7 @@ class GraphUpdate:
     def __init__(self, model: nn.Module, optimizer: optim.Optimizer, config: Config) -> None:
         self.model, self.optimizer, self.config = model, optimizer, config
         self.device = next(model.parameters()).device
+        _check_buffers(model)
         self.known = range(0)  # the steps whose scalars are there
         self.bind()
         self.write = in_place(Step(model, config), list(self.parameters), list(self.state))
@@ -254,6 +255,13 @@ class GraphUpdate:
         inputs = torch.zeros(S, c.accumulation, c.batch_size, c.context_size, dtype=torch.int64, device=self.device)
         targets = inputs.clone() if c.objective == 'all' else inputs[..., -1].clone()
         return inputs, targets, {name: x.clone() for name, x in self.scalars(0, S).items()}
+
+
+def _check_buffers(model: nn.Module) -> None:
+    # A graph would hold on to the buffers of the first model that it was made for.
+    for module in model.modules():
+        if not isinstance(module, Dropout) and next(module.buffers(recurse=False), None) is not None:
+            raise CompilationError(f'{type(module).__name__} has buffers: make them parameters, or constants')
 
 
 class CompiledUpdate(GraphUpdate):

@@ -68,8 +68,8 @@ def _take(group: Sequence[Member], seats: Collection[int], folder: Path) -> bool
                 busy += 1
                 _say(f'{name}: trained by another process')
             elif isinstance(result, Exception):
-                record_failure(config.outname, explain(result, config))
-                _say(f'{name}: failed: {explain(result, config)}')
+                record_failure(config.outname, explain(result, len(group)))
+                _say(f'{name}: failed: {explain(result, len(group))}')
                 if not isinstance(result, (ValueError, ArithmeticError, OSError, MemoryError)):
                     traceback.print_exception(result)
             else:
@@ -103,10 +103,11 @@ def train_together(members: Mapping[int, Config], seats: int) -> Iterator[tuple[
             yield config, error
 
 
-def explain(error: Exception, config: Config) -> str:
-    """Why a run failed, in one line, with the remedy where it is known."""
+def explain(error: Exception, seats: int) -> str:
+    """Why a run of a group of so many seats failed, in one line, with the remedy where it is known."""
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and 'memory' in str(error)):
-        return f'memory ran out: lower batch_size={config.batch_size} or test_size={config.test_size}, or the workers'
+        less = 'a smaller --group' if seats > 1 else 'a smaller batch_size or test_size'
+        return f'memory ran out: use fewer workers, or another outname with {less}'
     if isinstance(error, (ValueError, DivergedError, OSError)):
         return ' '.join(str(error).split())
     return f'{type(error).__name__}: {" ".join(str(error).split())}'
