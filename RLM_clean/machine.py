@@ -78,8 +78,8 @@ def step_products(config: Config) -> int:
 def default_threads(config: Config) -> int:
     """The threads of a run that names none: one for small steps, all cores for large ones.
 
-    Small matrix products lose to the meeting of threads most of what these gain (docs/benchmarks.md). For them the other
-    cores are left to other runs, and the bits do not depend on how many there are.
+    Small matrix products lose to the meeting of threads most of what these gain (docs/benchmarks.md). For them the
+    other cores are left to other runs, and the bits do not depend on how many there are.
     """
     if step_products(config) // processes() < _PRODUCTS_FOR_THREADS:
         return 1

@@ -263,8 +263,8 @@ def test_a_run_that_fails_is_told_and_stops_no_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('error', 'said'),
     [
-        (MemoryError(), 'memory ran out: lower batch_size=8 or test_size=64, or the workers'),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 'memory ran out: lower batch_size=8'),
+        (MemoryError(), 'memory ran out: use fewer workers, or another outname with a smaller '),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 'memory ran out: use fewer workers'),
         (OSError(28, 'No space left on device'), '[Errno 28] No space left on device'),
         (ValueError('lr=1 differs from 2 in x_config.pt: use that'), 'lr=1 differs from 2 in x_config.pt: use that'),
         (RuntimeError('shapes\ndo not fit'), 'RuntimeError: shapes do not fit'),
@@ -536,6 +536,11 @@ BAD_WORDS: list[tuple[list[str], str]] = [
     (['--grid', 'beta=1,2', '--repetitions=0'], '0 is out of range: use a whole number, 1 or more'),
     (['--grid', 'beta=1,2', '--repetitions=few'], "'few' is not a whole number: give one"),
     (['--repetitions=2', '--vary=rule'], 'vary=rule is unknown: use some of rules,sample,model'),
+    (
+        ['--grid', 'beta=1,2', '--seed=7'],
+        'seed=7 is for repetitions: add them, or give seed_rules, seed_sample, seed_model',
+    ),
+    (['--grid', 'beta=1,2', '--vary=rules,model'], 'vary=rules,model is for repetitions: add them'),
     (['--grid', 'beta=1,2', '--workers=0'], '0 is out of range: use a whole number, 1 or more'),
     (['--grid', 'beta=1,2', '--resume=restart'], "resume='restart' is not for sweeps: use auto"),
     (['--grid', 'beta=1,2', '--launcher=clowd'], "invalid choice: 'clowd'"),

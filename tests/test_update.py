@@ -193,6 +193,13 @@ def test_the_gradient_of_an_embedding_is_a_product() -> None:
     torch.testing.assert_close(update._embedding_gradient(gradient, indices, 7, -1, False), weight.grad)
 
 
+def test_a_model_with_buffers_is_not_compiled() -> None:
+    trainer = make_trainer(tiny(dropout=0.1))
+    trainer.model.register_buffer('table', torch.zeros(3))
+    with pytest.raises(CompilationError, match='has buffers: make them parameters, or constants'):
+        make_update(trainer.model, trainer.optimizer, trainer.config, compile=True)
+
+
 @needs_compiler
 def test_a_compiled_function_writes_to_the_tensors_of_each_call() -> None:
     example = ([torch.zeros(3)], torch.ones(3), torch.ones(3))
