@@ -21,14 +21,14 @@ from RLM_clean.config import Config
 from RLM_clean.experiment import OpenedRun, Outcome, Say, open_run
 from RLM_clean.progress import Progress
 from RLM_clean.signals import Interruption
-from RLM_clean.training import DivergedError, Session, Trainer
+from RLM_clean.training import TOKENS_AHEAD, WINDOW, DivergedError, Session, Trainer
 from RLM_clean.update import CompilationError, GraphUpdate, Scalars, Step
 
 # Bytes of weights, gradients, momenta and activations that members may take together on a CPU: its cache holds them,
 # and beyond it stacked members get in each other's way.
 _CACHE = 9 * 2**19
-# A bound where none is known.
-_MOST_SEATS = 2**12
+# Each run holds files open, of which a process may have a thousand.
+_MOST_SEATS = 256
 
 
 class Ensemble:
@@ -123,9 +123,13 @@ def most_seats(config: Config, device: torch.device, memory: float) -> int:
 def fitting_seats(config: Config, memory: float) -> int:
     """How many runs like this one fit into so many bytes of memory together; at least one."""
     c = config
-    # Rules and the tables that they are drawn from, on every level of an RHM; the models kept as best and as last.
+    # Rules and the tables that they are drawn from, on every level of an RHM.
     rules = 16 * (c.num_layers if c.dataset == 'rhm' else 1) * c.num_features**3
-    return max(1, int(min(memory / (rules + _step_bytes(c) + 16 * _weights(c)), _MOST_SEATS)))
+    # Batches drawn ahead, and stacked; contexts with their posteriors; the models kept as best and as last.
+    batches = 24 * min(WINDOW * c.accumulation * c.batch_size * 2**c.num_layers, TOKENS_AHEAD)
+    posteriors = 8 * min(4096 * c.num_features * (c.context_size if c.objective == 'all' else 1), 2**24)
+    run = rules + batches + posteriors + _step_bytes(c) + 16 * _weights(c)
+    return max(1, int(min(memory / run, _MOST_SEATS)))
 
 
 def _weights(config: Config) -> int:

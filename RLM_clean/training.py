@@ -27,7 +27,7 @@ from RLM_clean.update import make_update
 # Losses are looked at, and early stopping decided, every so many steps: reading one from a GPU waits for it.
 WINDOW = 128
 # Sequences are drawn many steps ahead, at most so many tokens at a time.
-_TOKENS_AHEAD = 2**21
+TOKENS_AHEAD = 2**21
 
 
 class DivergedError(ArithmeticError):
@@ -40,7 +40,7 @@ class BatchFeed:
     def __init__(self, grammar: TreeGrammar, config: Config, device: torch.device) -> None:
         self.grammar, self.config, self.device = grammar, config, device
         tokens = config.batch_size * config.accumulation * 2**config.num_layers
-        self.chunk = max(1, min(WINDOW, _TOKENS_AHEAD // tokens))
+        self.chunk = max(1, min(WINDOW, TOKENS_AHEAD // tokens))
         self.first = -1
 
     def __call__(self, step: int, most: int = 1) -> tuple[Tensor, Tensor]:

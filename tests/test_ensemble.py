@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,8 @@ def test_the_size_of_a_group_is_bounded_by_memory_and_by_the_cache() -> None:
     cpu, gpu = torch.device('cpu'), torch.device('cuda')
     config = Config(outname='x', num_features=32)
     assert 2 <= most_seats(config, cpu, 8e9) <= 8
-    assert most_seats(config, gpu, 8e9) > 1000
+    assert most_seats(config, gpu, 8e9) == most_seats(config, gpu, math.inf) == 256
+    assert most_seats(config, torch.device('mps'), 8e9) == 1
     assert most_seats(replace(config, num_features=512), gpu, 8e9) == 3  # rules and tables of 2.1 GB each
     assert most_seats(replace(config, num_features=512), cpu, 1e9) == 1
     assert most_seats(replace(config, embedding_dim=512, depth=4), cpu, 8e9) == 1

@@ -258,7 +258,7 @@ def test_bfloat16_trains_near_float32_and_keeps_its_weights_in_float32(tmp_path:
 def test_what_is_drawn_ahead_changes_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     for options in ({}, {'accumulation': 3}, {'regime': 'offline', 'train_size': 20}):
         trainer = make_trainer(tiny(**options))
-        monkeypatch.setattr(training, '_TOKENS_AHEAD', 1)
+        monkeypatch.setattr(training, 'TOKENS_AHEAD', 1)
         single = BatchFeed(trainer.language.grammar, trainer.config, trainer.device)
         monkeypatch.undo()
         assert (single.chunk, trainer.feed.chunk) == (1, training.WINDOW)
