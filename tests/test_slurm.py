@@ -266,7 +266,7 @@ def test_the_documented_script_of_one_large_run_saves_and_is_requeued_and_goes_o
         assert script.count(old) == 1, old
         script = script.replace(old, new)
     (tmp_path / 'large.sh').write_text(script)
-    submit = ['sbatch', '--parsable', f'--chdir={ROOT}', tmp_path / 'large.sh']
+    submit = ['sbatch', '--parsable', f'--chdir={ROOT}', str(tmp_path / 'large.sh')]
     job = subprocess.run(submit, check=True, capture_output=True, text=True).stdout.strip()
 
     def wait_until(condition: Callable[[], Any]) -> None:
