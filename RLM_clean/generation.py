@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from RLM_clean.checkpoints import Run
 from RLM_clean.correlations import leaf_marginals
 from RLM_clean.inference import log_likelihood, next_token_probs
-from RLM_clean.measures import Estimate
+from RLM_clean.measures import Estimate, mean_and_error
 from RLM_clean.predictions import predict
 from RLM_clean.streams import seeded_generator
 
@@ -34,7 +34,11 @@ class Generation:
 
     @property
     def possible(self) -> float:
-        """The fraction of sequences that the language allows: 1 for an RLM, whose rules exclude nothing."""
+        """The fraction of sequences that the language allows.
+
+        An RHM excludes most. The rules of an RLM are positive and allow all, unless beta is so large that some of them
+        are below the least number of float32, 1e-45, and therefore zero.
+        """
         return self.log_p.isfinite().double().mean().item()
 
     @property
@@ -99,4 +103,4 @@ def exact_log_probs(run: Run, sequences: Tensor) -> Tensor:
 def _estimate(values: Tensor) -> Estimate:
     if len(values) < 2:  # a model that makes nothing the language allows
         return values.mean().item(), math.nan
-    return values.mean().item(), values.std().item() / len(values) ** 0.5
+    return mean_and_error(values)

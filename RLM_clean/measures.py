@@ -44,10 +44,10 @@ from RLM_clean.inference import all_next_token_probs, next_token_probs
 __all__ = [
     'Language', 'Reference', 'ambiguity', 'bayes_floor', 'chained', 'conditional_entropy', 'count_joint',
     'count_ngrams', 'covariance', 'divergence_from_window', 'empirical_entropy', 'empirical_joint',
-    'empirical_marginals', 'empirical_mutual_information', 'entropy', 'excess_loss', 'joint', 'leaf_marginals',
-    'leaves_entropy', 'level_marginals', 'marginal', 'mutual_information', 'mutual_information_by_distance',
-    'participation_ratio', 'reference', 'rule_entropy', 'summable', 'test', 'tree_entropy', 'window_distribution',
-    'window_entropies', 'window_ladder',
+    'empirical_marginals', 'empirical_mutual_information', 'entropy', 'excess_loss', 'joint', 'kl_divergence',
+    'leaf_marginals', 'leaves_entropy', 'level_marginals', 'marginal', 'mean_and_error', 'mutual_information',
+    'mutual_information_by_distance', 'participation_ratio', 'reference', 'rule_entropy', 'summable', 'test',
+    'tree_entropy', 'window_distribution', 'window_entropies', 'window_ladder',
 ]  # fmt: skip
 
 Logits = Callable[[nn.Module, Tensor], Tensor]
@@ -225,13 +225,13 @@ def _window_entropy(
     if summable(grammar, k):
         return _exact_window_entropy(grammar, k), 0.0
     if not chained(grammar, k, num_samples):
-        return _mean_and_error(_context_entropies(grammar, _sample_contexts(grammar, k, num_samples, seed)))
+        return mean_and_error(_context_entropies(grammar, _sample_contexts(grammar, k, num_samples, seed)))
     below = window_ladder(k)[-2]
     value, error = _window_entropy(grammar, below, num_samples, seed, known)
     number = _affordable(grammar, k + below, num_samples)
     inputs = _sample_contexts(grammar, k, number, seed, first=k * num_samples)
     told = _context_entropies(grammar, inputs[:, k - below :]) - _context_entropies(grammar, inputs)
-    difference, own_error = _mean_and_error(told)
+    difference, own_error = mean_and_error(told)
     return value - difference, math.hypot(error, own_error)
 
 
@@ -277,7 +277,16 @@ def _context_entropies(grammar: TreeGrammar, inputs: Tensor) -> Tensor:
     return torch.special.entr(next_token_probs(grammar, inputs)).sum(1).cpu()
 
 
-def _mean_and_error(values: Tensor, weights: Tensor | None = None) -> Estimate:
+def kl_divergence(p: Tensor, log_q: Tensor) -> Tensor:
+    """`KL(p || q) = sum_a p(a) ln(p(a) / q(a))` along the last axis, in nats, from p and ln q.
+
+    What p excludes costs nothing, also where q is zero; infinite where q excludes what p does not.
+    """
+    # 0 times -inf is no number.
+    return -(torch.special.entr(p) + (p * log_q).where(p > 0, 0)).sum(-1)
+
+
+def mean_and_error(values: Tensor, weights: Tensor | None = None) -> Estimate:
     """The mean of one value a context and its standard error; 0 where the weights say that the mean is a whole sum."""
     if weights is not None:
         return (values @ weights).item(), 0.0
@@ -303,7 +312,7 @@ class Reference:
 
     def floor(self) -> Estimate:
         """The mean entropy of the posteriors, which is the lowest loss on them, and its standard error."""
-        return _mean_and_error(self._per_context(torch.special.entr(self.posteriors).sum(-1)), self.weights)
+        return mean_and_error(self._per_context(torch.special.entr(self.posteriors).sum(-1)), self.weights)
 
     @torch.no_grad()
     def divergence(self, model: nn.Module, logits: Logits = apply_model) -> Estimate:
@@ -316,9 +325,8 @@ class Reference:
             _check_logits(scores, rows, p.shape[:-1])
             log_q = torch.log_softmax(scores.to(p.device).double(), -1)  # beside p: mps has no float64
             log_q = log_q if rows is None else log_q[rows.to(p.device)]
-            # What cannot follow costs nothing, also where the model rules it out: 0 times -inf is no number.
-            divergences.append(-(torch.special.entr(p) + (p * log_q).where(p > 0, 0)).sum(-1))
-        return _mean_and_error(self._per_context(torch.cat(divergences)), self.weights)
+            divergences.append(kl_divergence(p, log_q))
+        return mean_and_error(self._per_context(torch.cat(divergences)), self.weights)
 
     def to(self, device: torch.device) -> Reference:
         """The same with its inputs where a model is."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from RLM_clean import init, measures
 from RLM_clean.checkpoints import Run
 from RLM_clean.inference import next_token_probs, spine_posteriors
-from RLM_clean.measures import Estimate, Reference
+from RLM_clean.measures import Estimate, Reference, kl_divergence, mean_and_error
 
 # Sequences times tokens in one forward pass: bounds its memory.
 _TOKENS_PER_PASS = 2**15
@@ -77,7 +77,7 @@ class Film:
 
     Attributes:
         steps: the steps, S of them.
-        contexts: the tokens that are seen, `(N, T)`.
+        contexts: the tokens that are seen, `(N, T)`, none of probability zero.
         best: `P(x_n | context)`, `(N, v)`.
         model: `q(x_n | context)` at each step, `(S, N, v)`.
     """
@@ -91,7 +91,8 @@ class Film:
 def film(run: Run, count: int = 4, num_contexts: int = 256) -> Film:
     """The model's distributions of x_n at `count` steps of a run, in `num_contexts` contexts or in all there are.
 
-    For contexts of one token (L = 1) they are all there: `film.model[s]` is the matrix q(x_2 | x_1), a row a context.
+    For contexts of one token (L = 1) they are all there: `film.model[s]` is the matrix q(x_2 | x_1), its row i that of
+    x_1 = `film.contexts[i, 0]`. Tokens that never come first, as an RHM can have, have no row.
     """
     steps, reference = model_steps(run, count), _reference(run, num_contexts)
     model = torch.stack([predict(run, model_at(run, step), reference.inputs) for step in steps])
@@ -124,23 +125,8 @@ def window_divergences(
     for step in model_steps(run) if steps is None else steps:
         log_q = predict(run, model_at(run, step), whole.inputs).log()
         for k, posteriors in windows.items():
-            found[k].append(_mean_and_error(kl_divergence(posteriors, log_q), whole.weights))
+            found[k].append(mean_and_error(kl_divergence(posteriors, log_q), whole.weights))
     return found
-
-
-def kl_divergence(p: Tensor, log_q: Tensor) -> Tensor:
-    """`KL(p || q) = sum_a p(a) ln(p(a) / q(a))` along the last axis, in nats, from p and ln q.
-
-    What p excludes costs nothing, also where q is zero; infinite where q excludes what p does not.
-    """
-    return -(torch.special.entr(p) + (p * log_q).where(p > 0, 0)).sum(-1)
-
-
-def _mean_and_error(values: Tensor, weights: Tensor | None) -> Estimate:
-    """The mean of one value a context and its standard error, which is 0 where the weights make it a whole sum."""
-    if weights is not None:
-        return (values @ weights).item(), 0.0
-    return values.mean().item(), values.std().item() / len(values) ** 0.5
 
 
 # ---------------------------------------------------------------------- level by level

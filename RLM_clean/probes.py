@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from RLM_clean import init, measures
 from RLM_clean.checkpoints import Run
 from RLM_clean.inference import spine_posteriors
+from RLM_clean.measures import kl_divergence
 from RLM_clean.models import CLM, MLP
 from RLM_clean.models.transformer import Block
-from RLM_clean.predictions import kl_divergence, model_at, model_steps
+from RLM_clean.predictions import model_at, model_steps
 from RLM_clean.streams import random_permutation, stream_key
 
 # The penalty on the square of a probe's weights. They act on whitened activations, so it has no unit.
@@ -45,13 +46,14 @@ def activations(run: Run, model: nn.Module, inputs: Tensor) -> dict[str, Tensor]
     """What each layer holds at the last input position, {name: `(N, d)` float32}, from token indices `(N, T)`.
 
     Of a transformer the residual stream: 'embeddings', 'block 1', 'block 2', ...; the head reads the last one through
-    a norm. Of a fully connected network, which has no positions, its hidden layers: 'layer 1', ...
+    a norm. Of a fully connected network, which has no positions, its hidden layers: 'layer 1', ... Raises ValueError
+    for a model of another kind, whose layers are not known here.
     """
-    parts = [_activations(model, _model_inputs(run, x)) for x in _passes(inputs)]
+    parts = [_activations(run, model, _model_inputs(run, x)) for x in _passes(inputs)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _activations(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+def _activations(run: Run, model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     found = {}
     if isinstance(model, MLP):
         if not x.is_floating_point():
@@ -60,7 +62,11 @@ def _activations(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         for i, layer in enumerate(model.hidden, 1):
             found[f'layer {i}'] = x = torch.relu(layer(x))
         return found
-    assert isinstance(model, CLM)
+    if not isinstance(model, CLM):
+        raise ValueError(
+            f'the layers of model={run.config.model!r} are not known: use a transformer or fcn, '
+            'or probes.fit_probe on activations of your own'
+        )
     x = model.embed(x)
     found['embeddings'] = x[:, -1]
     for i, block in enumerate(model.blocks, 1):
@@ -76,10 +82,10 @@ def attention_weights(run: Run, model: nn.Module, inputs: Tensor) -> Tensor:
         softmax_j(q_i . k_j / sqrt(d / H)),   j <= i,
 
     so that rows sum to one and nothing looks ahead. `inputs (N, T)` are token indices. A model that predicts x_n alone
-    uses only the last row of its last block. Raises ValueError for a fully connected network, which has no attention.
+    uses only the last row of its last block. Raises ValueError for a model that is none of the library's transformers.
     """
     if not isinstance(model, CLM):
-        raise ValueError(f'model={run.config.model!r} has no attention: use a transformer')
+        raise ValueError(f'model={run.config.model!r} has no attention that is known here: use a transformer')
     x, maps = model.embed(_model_inputs(run, inputs)), []
     ahead = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
     for block in model.blocks:

@@ -94,6 +94,14 @@ def test_what_the_language_excludes_is_counted(options: dict[str, Any]) -> None:
     assert torch.equal(seen, run.rlm.sequences(0, 200, 'other')[:, : made.given])
 
 
+def test_an_rlm_allows_all_until_its_rules_are_below_the_least_float() -> None:
+    for beta, underflows in ((2.0, False), (60.0, True)):
+        grammar = RLM(v=6, L=2, beta=beta)
+        assert bool((grammar.M == 0).any()) == underflows
+        run = run_of(grammar)
+        assert (generate(run, run.model(), 200).possible < 1) == underflows
+
+
 def test_draws_are_a_function_of_the_seed_alone() -> None:
     run = run_of(RLM(v=5, L=2, beta=1.0), **ALL)
     state = torch.get_rng_state()

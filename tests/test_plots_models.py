@@ -91,6 +91,20 @@ def test_film_of_one_token_is_the_matrices_and_the_exact_one() -> None:
     assert len({(panel.images[0].norm.vmin, panel.images[0].norm.vmax) for panel in axes}) == 1
 
 
+def test_a_token_that_never_comes_before_another_has_an_empty_row_and_the_others_their_own() -> None:
+    pictures = predictions.film(run_of(RHM(v=6, m=1, L=1)))
+    there = pictures.contexts[:, 0].tolist()
+    assert 0 < len(there) < 6
+    axes = plots.film(pictures)
+    for panel, expected in zip(axes, [*pictures.model, pictures.best], strict=True):
+        found = image_of(panel)
+        assert found.shape == (6, 6)
+        np.testing.assert_allclose(found[there], expected.clamp(min=1e-4))
+        assert np.isnan(np.delete(found, there, axis=0)).all()
+    assert 'never there' in axes[0].get_ylabel()
+    assert 'never there' not in plots.film(predictions.film(run_of(RLM(v=6, L=1, beta=2.0))))[0].get_ylabel()
+
+
 def test_film_of_longer_contexts_has_a_point_for_each_token_and_context() -> None:
     grammar = RLM(v=6, L=2, beta=2.0)
     axes = plots.film(predictions.film(run_of(grammar, Best(grammar)), 2, 20))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from analysed import run_of
+from analysed import Best, run_of
 from torch import Tensor
 
 from RLM_clean import probes
@@ -92,7 +92,17 @@ def test_an_attention_weight_is_the_softmax_of_scaled_products() -> None:
 
 def test_a_fully_connected_network_has_no_attention() -> None:
     run = run_of(RLM(v=5, L=2, beta=1.0), model='fcn')
-    with pytest.raises(ValueError, match="model='fcn' has no attention: use a transformer"):
+    with pytest.raises(ValueError, match="model='fcn' has no attention that is known here: use a transformer"):
+        attention_weights(run, run.model(), torch.zeros(1, 3, dtype=torch.int64))
+
+
+def test_a_registered_model_is_refused_with_a_remedy() -> None:
+    """Its layers are its own: so is what can be probed."""
+    grammar = RLM(v=5, L=2, beta=1.0)
+    run = run_of(grammar, Best(grammar))
+    with pytest.raises(ValueError, match=r'the layers of model=.* are not known: use .* or probes\.fit_probe on'):
+        probe_ancestors(run, num_train=20, num_test=20)
+    with pytest.raises(ValueError, match='has no attention that is known here'):
         attention_weights(run, run.model(), torch.zeros(1, 3, dtype=torch.int64))
 
 

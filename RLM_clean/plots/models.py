@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
@@ -27,15 +28,18 @@ _MOST_COLUMNS, _MOST_LABELS = 6, 16
 _WIDEST = 12
 # Divergences (nats) below are rounding.
 _LEAST_DIVERGENCE = 1e-6
+# The colour of what has no value.
+_EMPTY = '#DDDDDD'
 
 
 @styled
 def film(pictures: Film, axes: Any = None) -> Any:
     """The conditional distribution of x_n at several steps, beside the exact one; an array of axes.
 
-    For contexts of one token: heat maps of the matrix q(x_n | x_(n-1)), a row a context, and the exact one as the last
-    panel. For longer contexts: each point is one token in one context, the model's probability of it against the exact
-    one, both on log axes; points below 1e-4 stand at the edge. A perfect model has all of them on the diagonal.
+    For contexts of one token: heat maps of the matrix q(x_n | x_(n-1)), a row a token, and the exact one as the last
+    panel; rows of tokens that never stand there are grey. For longer contexts: each point is one token in one context,
+    the model's probability of it against the exact one, both on log axes; points below 1e-4 stand at the edge. A
+    perfect model has all of them on the diagonal.
     """
     matrices = pictures.contexts.shape[1] == 1
     number = len(pictures.steps) + matrices
@@ -51,17 +55,25 @@ def film(pictures: Film, axes: Any = None) -> Any:
         return axes
     for panel, title, matrix in zip(axes, titles, [*pictures.model, pictures.best], strict=True):
         norm = LogNorm(_LEAST, 1)
-        image = panel.imshow(matrix.clamp(min=_LEAST), norm=norm, interpolation='none', aspect='auto')
+        rows = _rows_of_tokens(matrix.clamp(min=_LEAST), pictures.contexts[:, 0])
+        image = panel.imshow(rows, norm=norm, interpolation='none', aspect='auto')
+        panel.set_facecolor(_EMPTY)
         panel.grid(False)
         panel.set_title(title)
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         panel.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         panel.set_xlabel('next token')
-        panel.set_ylabel('token before it')
+        panel.set_ylabel('token before it' + '\n(grey: never there)' * (len(matrix) < matrix.shape[1]))
         panel.label_outer()
     bar = axes[0].figure.colorbar(image, ax=list(axes), extend='min', aspect=15, pad=0.02)
     bar.set_label('probability')
     return axes
+
+
+def _rows_of_tokens(matrix: Tensor, tokens: Tensor) -> Tensor:
+    """The matrix `(v, v)` whose row x is that of the context x; NaN where there is none, of probability zero."""
+    v = matrix.shape[1]
+    return matrix.new_full((v, v), torch.nan).index_copy(0, tokens, matrix)
 
 
 def _scatter(axes: Axes, best: Tensor, q: Tensor) -> None:
