@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from RLM_clean import counting, inference, measures, plots, theory
 from RLM_clean.config import Config
-from RLM_clean.datasets import RHM, RLM
+from RLM_clean.datasets import RHM, RLM, TreeGrammar
 from RLM_clean.plots import style
 
 DYNAMICS = [
@@ -416,6 +416,24 @@ def test_the_decay_between_the_ends_of_sub_trees_has_the_slope_of_the_eigenvalue
     line = np.asarray(dashed.get_ydata())
     np.testing.assert_allclose(line[1:] / line[:-1], (left * right) ** 2)
     assert line[2] == pytest.approx(values[2])
+
+
+def test_figures_of_languages_take_grammars_of_other_rules() -> None:
+    """As those of registered datasets: they have no beta, so neither a name nor a line of theory by it."""
+    own = [TreeGrammar(RLM(v=4, L=2, beta=1.5, seed_rules=seed).rules[0], 2) for seed in (1, 2)]
+    assert plots.language_name(own[0]) == 'own rules'
+    assert plots.language_name(own[0], sizes=True) == 'own rules, v = 4, L = 2'
+    assert plots.language_name(SMALL, sizes=True) == 'RLM, v = 4, L = 2, beta = 1.5'
+    for draw in (plots.ladder, plots.information_decay, plots.ambiguity_by_level):
+        figure: Any = draw([*own, SMALL]).figure
+        FigureCanvasAgg(figure).draw()
+        legend = figure.axes[0].get_legend()
+        assert [text.get_text() for text in legend.get_texts()].count('own rules') == 2
+    axes = plots.information_decay(own)
+    for grammar, points in zip(own, axes.containers, strict=True):  # not averaged: nothing says that they are alike
+        information = measures.mutual_information_by_distance(grammar)
+        np.testing.assert_allclose(numbers(points[0].get_ydata()), information)
+    assert not [line for line in axes.get_lines() if line.get_linestyle() == '--']
 
 
 # ---------------------------------------------------------------------- the slider

@@ -144,7 +144,7 @@ def entropies(languages: Sequence[RLM], axes: Axes | None = None) -> Axes:
 
 
 @styled
-def ladder(languages: Sequence[RLM | RHM], num_samples: int = 4096, axes: Axes | None = None) -> Axes:
+def ladder(languages: Sequence[TreeGrammar], num_samples: int = 4096, axes: Axes | None = None) -> Axes:
     """The ladder of floors: `H(x_n | last k tokens)` (nats) against k = 0..n-1, a line a language.
 
     Full points are k = 0, 1, 3, 7, ..., where the tokens seen complete a sub-tree, dotted lines mark them. Error bars
@@ -173,7 +173,7 @@ def ladder(languages: Sequence[RLM | RHM], num_samples: int = 4096, axes: Axes |
 
 
 @styled
-def information_decay(languages: Sequence[RLM | RHM], axes: Axes | None = None) -> Axes:
+def information_decay(languages: Sequence[TreeGrammar], axes: Axes | None = None) -> Axes:
     """Mutual information (nats) of two tokens against the height of their common ancestor, and its decay by theory.
 
     Points are exact means over the pairs of each height. Languages of the same parameters, grammars of other seeds, are
@@ -183,22 +183,25 @@ def information_decay(languages: Sequence[RLM | RHM], axes: Axes | None = None) 
     Dashed, for the RLM: the first point times `lambda^4` a level, lambda the size of the second eigenvalue of the
     transition matrices of random grammars (each of the two paths of a pair brings lambda to its correlation, and
     information is of second order in that). For the RHM: `v^4 / 2` times the mean square covariance,
-    `v (1 - m / v) / (2 m^(2h - 1))`, from its rules.
+    `v (1 - m / v) / (2 m^(2h - 1))`, from its rules. Grammars of other kinds have no such line, and none is averaged.
     """
     axes = own_axes(axes)
-    groups: dict[str, list[RLM | RHM]] = {}
-    for language in languages:
-        groups.setdefault(language_name(language), []).append(language)
-    for (name, group), color in zip(groups.items(), CYCLE, strict=False):
+    groups: dict[tuple[str, int], list[TreeGrammar]] = {}
+    for i, language in enumerate(languages):
+        alone = 0 if isinstance(language, (RLM, RHM)) else i + 1
+        groups.setdefault((language_name(language), alone), []).append(language)
+    for ((name, _), group), color in zip(groups.items(), CYCLE, strict=False):
         heights = np.arange(1, group[0].L + 1)
         logs = torch.stack([correlations.mutual_information_by_distance(language) for language in group]).log()
         values = logs.mean(0).exp().numpy()
         error = (logs.std(0) / math.sqrt(len(group))).numpy() if len(group) > 1 else np.zeros_like(values)
         spread = values * [1 - np.exp(-error), np.exp(error) - 1]
         axes.errorbar(heights, values, spread, fmt='o', color=color, label=name)
-        axes.plot(heights, _expected_information(group[0], heights, values[0]), color=color, ls='--', lw=1)
+        if isinstance(group[0], (RLM, RHM)):
+            axes.plot(heights, _expected_information(group[0], heights, values[0]), color=color, ls='--', lw=1)
     axes.set_yscale('log')
-    axes.plot([], [], color=GREY, ls='--', lw=1, label='theory')
+    if any(isinstance(language, (RLM, RHM)) for language in languages):
+        axes.plot([], [], color=GREY, ls='--', lw=1, label='theory')
     axes.set_xticks(range(1, max(language.L for language in languages) + 1))
     axes.set_xlabel('height of the common ancestor (levels)')
     axes.set_ylabel('mutual information (nats)')

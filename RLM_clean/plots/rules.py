@@ -12,22 +12,31 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
 from RLM_clean import correlations, theory
-from RLM_clean.datasets import RHM, RLM
+from RLM_clean.datasets import RHM, RLM, TreeGrammar
 from RLM_clean.plots.style import BLACK, CYCLE, GREY, own_axes, panels, shades, styled
 
 # Probabilities below are of one colour in heat maps.
 _LEAST = 1e-5
 
 
-def language_name(language: RLM | RHM, sizes: bool = False) -> str:
-    """The language and its parameter, 'RLM, beta = 2' or 'RHM, m = 4', with v and L where `sizes` asks for them."""
-    kind = 'RHM' if isinstance(language, RHM) else 'RLM'
-    parameter = f'm = {language.m}' if isinstance(language, RHM) else f'beta = {language.beta:g}'
-    return f'{kind}, v = {language.v}, L = {language.L}, {parameter}' if sizes else f'{kind}, {parameter}'
+def language_name(language: TreeGrammar, sizes: bool = False) -> str:
+    """The language and its parameter, 'RLM, beta = 2' or 'RHM, m = 4', with v and L where `sizes` asks for them.
+
+    Grammars of other kinds, as those of registered datasets, have no parameter that is known here: 'own rules'.
+    """
+    if isinstance(language, RHM):
+        words = ['RHM', f'm = {language.m}']
+    elif isinstance(language, RLM):
+        words = ['RLM', f'beta = {language.beta:g}']
+    else:
+        words = ['own rules']
+    if sizes:
+        words[1:1] = [f'v = {language.v}', f'L = {language.L}']
+    return ', '.join(words)
 
 
 @styled
-def rule_maps(language: RLM | RHM, symbols: Iterable[int] = range(4), level: int = 0, axes: Any = None) -> Any:
+def rule_maps(language: TreeGrammar, symbols: Iterable[int] = range(4), level: int = 0, axes: Any = None) -> Any:
     """Heat maps `T[a, b, c]` over the pairs of children (b, c), one panel a symbol a of `symbols`; an array of axes.
 
     The colours are logarithmic, the same in all panels; the one of the lowest value stands for all below it, zero

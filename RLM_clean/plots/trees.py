@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from RLM_clean.datasets import RHM, RLM, TreeGrammar
+from RLM_clean.datasets import TreeGrammar
 from RLM_clean.inference import ancestor_posteriors
 from RLM_clean.plots.rules import language_name
 from RLM_clean.plots.style import BLUE, CYCLE, GREY, own_axes, styled
@@ -108,7 +108,7 @@ def _letters(axes: Axes, x: float, y: float, text: str, background: Any, size: f
 
 
 @styled
-def ambiguity_by_level(languages: Sequence[RLM | RHM], num_samples: int = 512, axes: Axes | None = None) -> Axes:
+def ambiguity_by_level(languages: Sequence[TreeGrammar], num_samples: int = 512, axes: Axes | None = None) -> Axes:
     """Where the ambiguity sits: the mean entropy (nats) of a node's exact posterior given the leaves, level by level.
 
     The mean is over the nodes of the first `num_samples` sequences of the stream 'floors' of each language; error bars
