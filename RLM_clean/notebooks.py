@@ -155,7 +155,7 @@ def execute(notebook: NotebookNode, folder: Path, root: Path = ROOT, timeout: in
             raise NotebookError(message, str(error)) from None
         except (DeadKernelError, AssertionError):  # the latter when nbclient has stopped it on a signal
             raise NotebookError(f'the kernel ended in {_running(notebook)}: stopped, or out of memory') from None
-    _clean(notebook, {str(folder), str(root), settings, str(Path.home())})
+    _clean(notebook, _private(folder, root, Path(settings), Path.home()))
     notebook.metadata.clear()
     notebook.metadata.update(
         {
@@ -187,6 +187,11 @@ def _running(notebook: NotebookNode) -> str:
     cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
     place = max((i for i, cell in enumerate(cells, 1) if cell.execution_count), default=1)
     return f'code cell {place}'
+
+
+def _private(*paths: Path) -> set[str]:
+    """The paths that tell of this machine: not '/', the home of some users, which every path begins with."""
+    return {str(path) for path in paths if path != Path(path.anchor)}
 
 
 def _clean(notebook: NotebookNode, private: set[str]) -> None:

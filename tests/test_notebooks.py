@@ -207,6 +207,15 @@ def test_an_output_may_not_show_a_path_of_the_machine(tmp_path: Path) -> None:
         execute(notebook('import os; print(os.getcwd())'), tmp_path)
 
 
+def test_where_the_home_is_the_root_only_the_other_paths_are_private(tmp_path: Path) -> None:
+    made, private = notebook('1'), notebooks._private(Path('/'), tmp_path)
+    made.cells[1].outputs = [nbformat.v4.new_output('stream', text='KL / excess, 3 steps/s')]
+    notebooks._clean(made, private)
+    made.cells[1].outputs[0].text += f' in {tmp_path}'
+    with pytest.raises(NotebookError, match='shows a path of this machine'):
+        notebooks._clean(made, private)
+
+
 def test_a_notebook_that_is_too_large_is_not_written(tmp_path: Path) -> None:
     made = notebook('1')
     made.cells[1].outputs = [nbformat.v4.new_output('stream', text='x' * notebooks.MAX_BYTES)]
