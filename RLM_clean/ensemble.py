@@ -25,8 +25,8 @@ from RLM_clean.training import TOKENS_AHEAD, WINDOW, DivergedError, Session, Tra
 from RLM_clean.update import CompilationError, GraphUpdate, Scalars, Step
 
 # Bytes of weights, gradients, momenta and activations that members may take together on a CPU: its cache holds them,
-# and beyond it stacked members get in each other's way.
-_CACHE = 9 * 2**19
+# and beyond it stacked members get in each other's way. More than so many members are no faster, each, than these.
+_CACHE, _CPU_SEATS = 12 * 2**20, 8
 # Each run holds files open, of which a process may have a thousand.
 _MOST_SEATS = 256
 
@@ -117,7 +117,7 @@ def most_seats(config: Config, device: torch.device, memory: float) -> int:
     if device.type == 'mps':  # where no graph of a step is made
         return 1
     fitting = fitting_seats(config, memory)
-    return fitting if device.type == 'cuda' else max(1, min(fitting, _CACHE // _step_bytes(config)))
+    return fitting if device.type == 'cuda' else max(1, min(fitting, _CPU_SEATS, _CACHE // _step_bytes(config)))
 
 
 def fitting_seats(config: Config, memory: float) -> int:
