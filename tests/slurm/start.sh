@@ -40,7 +40,9 @@ free_port() {
 
 configure() {
     local host cpus memory
-    host=$(hostname -s) cpus=$(nproc) memory=$(awk '/^MemTotal/ {print int($2 / 1024)}' /proc/meminfo)
+    # Two at least, whatever this shell has for its own threads: a job of two tasks must fit.
+    cpus=$(env -u OMP_NUM_THREADS nproc) && [ "$cpus" -ge 2 ] || cpus=2
+    host=$(hostname -s) memory=$(awk '/^MemTotal/ {print int($2 / 1024)}' /proc/meminfo)
     cat >"$folder/slurm.conf" <<CONF
 ClusterName=rlm
 SlurmctldHost=$host(127.0.0.1)
