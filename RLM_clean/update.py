@@ -265,7 +265,7 @@ def _check_buffers(model: nn.Module) -> None:
 
 
 class CompiledUpdate(GraphUpdate):
-    """Steps compiled into C++ by torch's compiler. Raises CompilationError where that fails; then nothing was changed."""
+    """Steps compiled into C++ by torch. Raises CompilationError where that fails; then nothing was changed."""
 
     def __init__(self, model: nn.Module, optimizer: optim.Optimizer, config: Config) -> None:
         super().__init__(model, optimizer, config)
