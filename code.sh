@@ -160,6 +160,6 @@ if [ -n "$sweep" ]; then
         [ -z "${!name:-}" ] || grid+=("--$name=${!name}")
     done
     [ "$dry_run" = 1 ] && grid+=(--dry-run)
-    exec "$python" RLM_clean/sweep.py "${options[@]}" "${grid[@]}" "--workers=$workers" "--launcher=$launcher"
+    exec "$python" -m RLM_clean.sweep "${options[@]}" "${grid[@]}" "--workers=$workers" "--launcher=$launcher"
 fi
 exec "$python" RLM_clean/main.py "${options[@]}"

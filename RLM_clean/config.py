@@ -8,15 +8,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import importlib.util
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
-
-from RLM_clean.machine import can_compile, processes, resolve_device
 
 Check = tuple[Callable[[Any], bool], str]
 
@@ -220,54 +217,12 @@ def _check_together(config: Config) -> None:
         raise ValueError(
             f'batch_size={c.batch_size} times accumulation={c.accumulation} exceeds train_size={c.train_size}: lower it'
         )
-    if not os.path.basename(c.outname) or os.path.isdir(c.outname):
+    if not os.path.basename(c.outname):
         raise ValueError(f'outname={c.outname!r} names no file: give a path such as results/my_run')
     if max(len(os.fsencode(part)) for part in c.outname.split(os.sep)) > 200:
         raise ValueError(f'outname={c.outname!r} has too long a name in it: use at most 200 bytes for each')
     if c.max_iters // c.print_freq > 10**6:
         raise ValueError(f'print_freq={c.print_freq} makes over a million records of max_iters={c.max_iters}: raise it')
-    if c.tensorboard and importlib.util.find_spec('tensorboard') is None:
-        raise ValueError('tensorboard=True needs a package that is missing: pip install tensorboard')
-    _check_memory(c)
-    if c.batch_size % processes():
-        raise ValueError(f'batch_size={c.batch_size} is no multiple of the {processes()} processes: make it one')
-    if c.compile == 'on' and processes() > 1:
-        raise ValueError("compile='on' is for runs of one process: use auto, or no torchrun")
-    device = resolve_device(c.device)
-    if c.compile == 'on' and not can_compile(device):
-        remedy = 'use auto' if device.type == 'mps' else 'install g++, or use auto'
-        raise ValueError(f"compile='on' finds no compiler for device={c.device!r}: {remedy}")
-
-
-def _check_memory(config: Config) -> None:
-    """Says before the machine runs out what cannot fit: the rules, the sequences, the weights."""
-    c = config
-    try:
-        present = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    except (AttributeError, OSError, ValueError):  # not a POSIX system: leave it to the allocator
-        return
-    sequence = 8 * 2**c.num_layers
-    # An entry of the rules takes 4 bytes, and 8 in the sampling tables. At the start come 8 more in the float64 rules
-    # of exact inference, which floors from more than one token need, or 4 in the rhm's rules on the way to their file.
-    inference = c.num_tokens is not None and c.num_tokens > 2
-    entry = 12 + (8 if inference else 4 if c.dataset == 'rhm' else 0)
-    # Bytes, and the options that ask for them with the power of each. A training set is never held, it is drawn again:
-    # only the order of an epoch is, with the words that it is sorted by.
-    needs: list[tuple[int, dict[str, int]]] = [
-        (entry * (c.num_layers if c.dataset == 'rhm' else 1) * c.num_features**3, {'num_features': 3}),
-        (sequence * c.test_size, {'test_size': 1}),
-        (40 * c.train_size if c.regime == 'offline' else 0, {'train_size': 1}),
-        (sequence * c.accumulation * c.batch_size, {'batch_size': 1, 'accumulation': 1}),
-        (4 * c.depth * c.ffwd_size * c.embedding_dim**2, {'embedding_dim': 2, 'ffwd_size': 1, 'depth': 1}),
-    ]
-    for needed, powers in needs:
-        if needed > present:
-            name = max(powers, key=lambda name: getattr(c, name))
-            value, power = getattr(c, name), powers[name]
-            raise ValueError(
-                f'{name}={value} needs {needed / 2**30:.0f} GiB, this machine has {present / 2**30:.0f}: '
-                f'use at most {int(value * (present / needed) ** (1 / power))}'
-            )
 
 
 # ---------------------------------------------------------------------- the command line

@@ -14,11 +14,11 @@ if importlib.util.find_spec('torch') is None:
 
 import torch
 
-from RLM_clean import distributed, machine
-from RLM_clean.checkpoints import RunFiles
 from RLM_clean.config import Config, from_arguments
-from RLM_clean.experiment import Outcome, train
-from RLM_clean.training import DivergedError
+from RLM_clean.runs.files import RunFiles
+from RLM_clean.training import distributed, machine
+from RLM_clean.training.lifecycle import Outcome, train
+from RLM_clean.training.loop import DivergedError
 
 
 def main() -> int:

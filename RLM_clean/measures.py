@@ -6,61 +6,22 @@ The floors `H_k = H(x_n | last k tokens)` are the losses of the best predictors 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import count, takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from RLM_clean.correlations import (
-    ambiguity,
-    children_law,
-    covariance,
-    joint,
-    leaf_marginals,
-    leaves_entropy,
-    level_marginals,
-    mutual_information,
-    mutual_information_by_distance,
-    participation_ratio,
-    rule_entropy,
-    transitions,
-    tree_entropy,
-)
-from RLM_clean.counting import (
-    count_joint,
-    count_ngrams,
-    empirical_entropy,
-    empirical_joint,
-    empirical_marginals,
-    empirical_mutual_information,
-)
 from RLM_clean.datasets import TreeGrammar
-from RLM_clean.inference import all_next_token_probs, next_token_probs
-
-__all__ = [
-    'Language', 'Reference', 'ambiguity', 'bayes_floor', 'chained', 'conditional_entropy', 'count_joint',
-    'count_ngrams', 'covariance', 'divergence_from_window', 'empirical_entropy', 'empirical_joint',
-    'empirical_marginals', 'empirical_mutual_information', 'entropy', 'excess_loss', 'joint', 'kl_divergence',
-    'leaf_marginals', 'leaves_entropy', 'level_marginals', 'marginal', 'mean_and_error', 'mutual_information',
-    'mutual_information_by_distance', 'participation_ratio', 'reference', 'rule_entropy', 'summable', 'test',
-    'tree_entropy', 'window_distribution', 'window_entropies', 'window_ladder',
-]  # fmt: skip
+from RLM_clean.exact import entropies
+from RLM_clean.exact.entropies import Estimate, mean_and_error
+from RLM_clean.exact.inference import all_next_token_probs, next_token_probs
 
 Logits = Callable[[nn.Module, Tensor], Tensor]
-Estimate = tuple[float, float]
 
 # Sequences times tokens in one forward pass of an evaluation: bounds its memory.
 _TOKENS_PER_PASS = 2**15
-# Entries of a joint distribution of tokens that is summed over exactly (8 bytes each).
-_EXACT_ENTRIES = 2**24
-# Multiplications in float64 that the sampled posteriors of one quantity may take: about five seconds on two cores.
-_SAMPLING_BUDGET = 2e11
-# Contexts that are sampled however dear they are: the fewest whose spread still tells the error.
-_FEWEST_CONTEXTS = 8
 # Entries of the posteriors that are kept for the excess loss (8 bytes each).
 _REFERENCE_ENTRIES = 2**24
 
@@ -127,156 +88,6 @@ def _check_logits(scores: Tensor, rows: Tensor | None, shape: torch.Size) -> Non
 # ---------------------------------------------------------------------- entropies of the last token
 
 
-def window_distribution(grammar: TreeGrammar, m: int) -> Tensor:
-    """`P(x_{n-m+1}, ..., x_n)`, the joint distribution of the last m tokens, `(v,) * m` float64, exact.
-
-    From the leaves up, `U[a, tokens]` is the probability of the last tokens below a symbol a. The cost is v^(m+1).
-    Raises ValueError for m outside 1..n.
-    """
-    n = 2**grammar.L
-    if not 1 <= m <= n:
-        raise ValueError(f'm={m} is no number of tokens of a sequence of {n}: use 1 to {n}')
-    height = (m - 1).bit_length()
-    level, half = grammar.L - height, 2**height // 2
-    law = right_spine(grammar)[level]
-    if height == 0:
-        return law
-    pair = children_law(grammar, level, law)
-    left, right = _below(grammar, height - 1, m - half), _below(grammar, height - 1, half)
-    return (left.T @ pair @ right).view((grammar.v,) * m)
-
-
-def _below(grammar: TreeGrammar, height: int, m: int) -> Tensor:
-    """`U[a, tokens]`, `(v, v^m)`: the probability of the last m of the 2^height tokens below a symbol a."""
-    if height == 0:
-        return torch.eye(grammar.v, dtype=torch.float64)
-    rules, half = grammar.level_rules(grammar.L - height), 2 ** (height - 1)
-    if m <= half:
-        return rules.sum(1) @ _below(grammar, height - 1, m)
-    left, right = _below(grammar, height - 1, m - half), _below(grammar, height - 1, half)
-    return (left.T @ (rules @ right)).flatten(1)
-
-
-def right_spine(grammar: TreeGrammar) -> list[Tensor]:
-    """The distributions `(v,)` of the symbols on the right edge of the tree, from the root (the prior) to x_n."""
-    distributions = [grammar.prior]
-    for _, right in transitions(grammar):
-        distributions.append(distributions[-1] @ right)
-    return distributions
-
-
-def marginal(grammar: TreeGrammar) -> float:
-    """`H(x_n)`, the entropy of the last token, exact: the loss of the best predictor that sees nothing."""
-    return torch.special.entr(window_distribution(grammar, 1)).sum().item()
-
-
-def conditional_entropy(grammar: TreeGrammar) -> float:
-    """`H(x_n | x_{n-1})`, exact: the loss of the best predictor that sees one token. The Bayes floor when L = 1."""
-    return _exact_window_entropy(grammar, 1)
-
-
-def _exact_window_entropy(grammar: TreeGrammar, k: int) -> float:
-    joint = window_distribution(grammar, k + 1).flatten()
-    context = joint.view(-1, grammar.v).sum(1)
-    return (torch.special.entr(joint).sum() - torch.special.entr(context).sum()).item()
-
-
-def entropy(grammar: TreeGrammar, num_samples: int = 4096) -> Estimate:
-    """`H(x_n | x_1..x_{n-1})`, the Bayes floor, and its standard error: see `window_entropies`."""
-    k = 2**grammar.L - 1
-    return window_entropies(grammar, [k], num_samples)[k]
-
-
-def window_entropies(
-    grammar: TreeGrammar,
-    ks: Iterable[int] | None = None,
-    num_samples: int = 4096,
-    seed: int | None = None,
-    known: dict[int, Estimate] | None = None,
-) -> dict[int, Estimate]:
-    """`{k: (H(x_n | last k tokens), standard error)}` in nats, for k = 0, 1, 3, 7, ..., n-1 by default.
-
-    Exact, with an error of 0, where the sum over all contexts is affordable: always for k = 0 and 1. Otherwise the
-    mean of the entropy of the exact posterior over the contexts of `num_samples` sampled sequences (the first of the
-    stream 'floors' of `seed`, by default the grammar's own): unbiased, and with less variance than the mean of
-    -ln P(x_n | context).
-
-    Where so many posteriors would take more than some seconds, `H_k = H_j - E[H(x_n | last j) - H(x_n | last k)]`, with
-    j the window of the level below (about k/2) and the expectation over fewer contexts, other ones than those of H_j:
-    far tokens tell little, so that a few contexts, 8 at least, leave an error about that of H_j (M. B. Giles, Oper.
-    Res. 56, 607, 2008).
-
-    `known` are windows of the same grammar and samples that are not computed again. Raises ValueError for k outside
-    0..n-1 and for fewer than 2 samples where the sum is not exact.
-    """
-    found = dict(known or {})
-    wanted = window_ladder(2**grammar.L - 1) if ks is None else list(ks)
-    for k in wanted:
-        _check_window(grammar, k)
-        found[k] = _window_entropy(grammar, k, num_samples, seed, found)
-    return {k: found[k] for k in wanted}
-
-
-def _window_entropy(
-    grammar: TreeGrammar, k: int, num_samples: int, seed: int | None, known: dict[int, Estimate]
-) -> Estimate:
-    if k in known:
-        return known[k]
-    if summable(grammar, k):
-        return _exact_window_entropy(grammar, k), 0.0
-    if not chained(grammar, k, num_samples):
-        return mean_and_error(_context_entropies(grammar, _sample_contexts(grammar, k, num_samples, seed)))
-    below = window_ladder(k)[-2]
-    value, error = _window_entropy(grammar, below, num_samples, seed, known)
-    number = _affordable(grammar, k + below, num_samples)
-    inputs = _sample_contexts(grammar, k, number, seed, first=k * num_samples)
-    told = _context_entropies(grammar, inputs[:, k - below :]) - _context_entropies(grammar, inputs)
-    difference, own_error = mean_and_error(told)
-    return value - difference, math.hypot(error, own_error)
-
-
-def _check_window(grammar: TreeGrammar, k: int) -> None:
-    n = 2**grammar.L
-    if not 0 <= k < n:
-        raise ValueError(f'k={k} is no window before the last of {n} tokens: use 0 to {n - 1}')
-
-
-def window_ladder(context_size: int) -> list[int]:
-    """The windows 0, 1, 3, 7, ... up to a context, which complete one level of the tree after the other, and itself."""
-    return [*takewhile(lambda k: k < context_size, (2**l - 1 for l in count())), context_size]
-
-
-def summable(grammar: TreeGrammar, k: int) -> bool:
-    """Whether `H(x_n | last k tokens)` is summed exactly over all contexts and next tokens, up to 2^24 in all."""
-    return k <= 1 or grammar.v ** (k + 1) <= _EXACT_ENTRIES
-
-
-def chained(grammar: TreeGrammar, k: int, num_samples: int = 4096) -> bool:
-    """Whether posteriors of k tokens are so dear that `window_entropies` takes fewer than `num_samples` of them."""
-    return not summable(grammar, k) and _affordable(grammar, k, num_samples) < num_samples
-
-
-def _affordable(grammar: TreeGrammar, k: int, num_samples: int) -> int:
-    """How many contexts of k tokens the budget allows: a posterior takes about k/2 contractions of v^3.
-
-    Beyond the budget, the few that are left cost as much as some tens of training steps on sequences of that length.
-    """
-    if num_samples < 2:
-        raise ValueError(f'num_samples={num_samples} gives no standard error: use 2 or more')
-    return min(num_samples, max(_FEWEST_CONTEXTS, int(_SAMPLING_BUDGET / (max(1, k / 2) * grammar.v**3))))
-
-
-def _sample_contexts(grammar: TreeGrammar, k: int, number: int, seed: int | None, first: int = 0) -> Tensor:
-    """The k tokens before the last one, `(number, k)`, of the sequences of the stream 'floors' from the first on."""
-    leaves = grammar.sequences(first, number, 'floors', seed=seed)
-    return leaves[:, leaves.shape[1] - 1 - k : -1]
-
-
-def _context_entropies(grammar: TreeGrammar, inputs: Tensor) -> Tensor:
-    """`H(x_n | context)` of each context `(N, k)`, `(N,)` nats."""
-    return torch.special.entr(next_token_probs(grammar, inputs)).sum(1).cpu()
-
-
 def kl_divergence(p: Tensor, log_q: Tensor) -> Tensor:
     """`KL(p || q) = sum_a p(a) ln(p(a) / q(a))` along the last axis, in nats, from p and ln q.
 
@@ -284,13 +95,6 @@ def kl_divergence(p: Tensor, log_q: Tensor) -> Tensor:
     """
     # 0 times -inf is no number.
     return -(torch.special.entr(p) + (p * log_q).where(p > 0, 0)).sum(-1)
-
-
-def mean_and_error(values: Tensor, weights: Tensor | None = None) -> Estimate:
-    """The mean of one value a context and its standard error; 0 where the weights say that the mean is a whole sum."""
-    if weights is not None:
-        return (values @ weights).item(), 0.0
-    return values.mean().item(), values.std().item() / math.sqrt(len(values))
 
 
 # ---------------------------------------------------------------------- distance from the best predictors
@@ -381,11 +185,13 @@ def reference(
         raise ValueError(f'context_size={size} does not fit before the last of {n} tokens: use 1 to {n - 1}')
     if objective not in ('last', 'all'):
         raise ValueError(f'objective={objective!r} is unknown: use last or all')
-    if v**size <= num_samples and summable(grammar, size):
+    if v**size <= num_samples and entropies.summable(grammar, size):
         return _whole_reference(grammar, size, objective)
-    number = _affordable(grammar, size * (2 if objective == 'all' else 1), num_samples)
-    number = min(number, max(_FEWEST_CONTEXTS, _REFERENCE_ENTRIES // (v * (size if objective == 'all' else 1))))
-    inputs = _sample_contexts(grammar, size, number, seed)
+    number = entropies.affordable(grammar, size * (2 if objective == 'all' else 1), num_samples)
+    number = min(
+        number, max(entropies.FEWEST_CONTEXTS, _REFERENCE_ENTRIES // (v * (size if objective == 'all' else 1)))
+    )
+    inputs = entropies.sample_contexts(grammar, size, number, seed)
     if objective == 'last':
         return Reference(inputs, next_token_probs(grammar, inputs).cpu(), None)
     leaves = torch.cat((inputs, torch.zeros_like(inputs[:, :1])), 1)  # the last token conditions nothing
@@ -393,7 +199,7 @@ def reference(
 
 
 def _whole_reference(grammar: TreeGrammar, size: int, objective: str) -> Reference:
-    joint = window_distribution(grammar, size + 1)
+    joint = entropies.window_distribution(grammar, size + 1)
     weights = joint.flatten(0, size - 1).sum(1)
     possible = torch.nonzero(weights).flatten()
     inputs = torch.stack(torch.unravel_index(possible, (grammar.v,) * size), dim=1)
@@ -414,7 +220,7 @@ def bayes_floor(grammar: TreeGrammar, objective: str = 'last', num_samples: int 
     For 'last' `H(x_n | x_1..x_{n-1})`; for 'all' the mean over i = 2..n of `H(x_i | x_1..x_{i-1})`.
     """
     if objective == 'last':
-        return entropy(grammar, num_samples)
+        return entropies.entropy(grammar, num_samples)
     return reference(grammar, None, objective, num_samples).floor()
 
 
@@ -442,7 +248,7 @@ def divergence_from_window(
     Zero for a model that is the best predictor from k tokens: along a training run, the k of the least divergence
     tells which level of the tree the model has reached. Raises ValueError for k outside 0..n-1.
     """
-    _check_window(grammar, k)
+    entropies.check_window(grammar, k)
     whole = reference(grammar, None, 'last', num_samples)
     seen = whole.inputs[:, whole.inputs.shape[1] - k :]
     posteriors = next_token_probs(grammar, seen).cpu()

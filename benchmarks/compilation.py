@@ -14,8 +14,8 @@ from benchmarks.measure import Settings, clocked, in_process, seconds, threads_k
 from benchmarks.report import Ratio, Result, Table, quotients
 from benchmarks.runs import whole_run
 from RLM_clean.config import Config
-from RLM_clean.machine import default_threads
-from RLM_clean.training import WINDOW
+from RLM_clean.training.loop import WINDOW
+from RLM_clean.training.machine import default_threads
 
 SIZES: dict[str, dict[str, Any]] = {
     'default': {},

@@ -13,7 +13,7 @@ import torch
 from benchmarks.measure import Settings, Work, in_process, in_turn, peak_memory, seconds, threads_kept, watched
 from benchmarks.report import Ratio, Result, Table, quotients
 from RLM_clean.datasets import RLM
-from RLM_clean.inference import (
+from RLM_clean.exact.inference import (
     all_next_token_probs,
     ancestor_posteriors,
     log_likelihood,

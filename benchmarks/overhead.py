@@ -16,24 +16,25 @@ from benchmarks.compilation import first_steps
 from benchmarks.measure import Settings, clocked, in_process, in_turn, peak_memory, watched
 from benchmarks.report import Ratio, Result, Table, quotients
 from benchmarks.steps import loop, step
-from RLM_clean import experiment, init
-from RLM_clean.checkpoints import RunFiles
+from RLM_clean import init
 from RLM_clean.config import Config
-from RLM_clean.machine import default_threads
-from RLM_clean.training import Trainer
+from RLM_clean.runs.files import RunFiles
+from RLM_clean.training import lifecycle
+from RLM_clean.training.loop import Trainer
+from RLM_clean.training.machine import default_threads
 
 # What a run does, and where it does it. The language is made within the floors.
 PLACES = (
     ('language', init, 'init_data'),
-    ('floors', experiment, 'prepare_language'),
-    ('trainer', experiment, 'Trainer'),
+    ('floors', lifecycle, 'prepare_language'),
+    ('trainer', lifecycle, 'Trainer'),
     ('steps', Trainer, 'advance'),
     ('evaluations', Trainer, 'record'),
     ('files', RunFiles, 'rewrite_log'),
     ('files', RunFiles, 'append_record'),
     ('files', RunFiles, 'save_checkpoint'),
-    ('files', experiment, 'save'),
-    ('picture', experiment, 'save_learning_curve'),
+    ('files', lifecycle, 'save'),
+    ('picture', lifecycle, 'save_learning_curve'),
 )
 
 
@@ -41,7 +42,7 @@ def whole_run(options: dict[str, Any]) -> dict[str, float]:
     """Seconds of the parts of a run and of all of it, and its peak memory (GB), for a process of its own."""
     with tempfile.TemporaryDirectory() as folder, clocked(*PLACES) as spent:
         start = time.perf_counter()
-        experiment.train(Config(outname=f'{folder}/run', **options), lambda line: None)
+        lifecycle.train(Config(outname=f'{folder}/run', **options), lambda line: None)
         whole = time.perf_counter() - start
     spent['floors'] -= spent['language']
     return {**spent, 'rest': whole - sum(spent.values()), 'whole': whole, 'memory': peak_memory()}

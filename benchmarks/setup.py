@@ -14,10 +14,10 @@ from benchmarks.measure import Settings, clocked, in_process, peak_memory, secon
 from benchmarks.report import Ratio, Result, Table
 from RLM_clean import init
 from RLM_clean.config import Config
-from RLM_clean.experiment import prepare_language
-from RLM_clean.machine import default_threads
 from RLM_clean.measures import Language
-from RLM_clean.training import WINDOW, Trainer
+from RLM_clean.training.lifecycle import prepare_language
+from RLM_clean.training.loop import WINDOW, Trainer
+from RLM_clean.training.machine import default_threads
 
 
 def make_language(v: int, L: int) -> dict[str, float]:

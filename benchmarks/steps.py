@@ -23,9 +23,9 @@ from benchmarks.products import multiplications, products_alone
 from benchmarks.report import Ratio, Result, Table, quotients
 from RLM_clean.config import Config
 from RLM_clean.datasets import RLM
-from RLM_clean.machine import available_cores, default_threads
 from RLM_clean.measures import Language, Reference
-from RLM_clean.training import WINDOW, Trainer
+from RLM_clean.training.loop import WINDOW, Trainer
+from RLM_clean.training.machine import available_cores, default_threads
 
 SIZES: dict[str, dict[str, Any]] = {
     'default': {},

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from RLM_clean import correlations, plots, theory
+from RLM_clean import plots
 from RLM_clean.datasets import RLM
+from RLM_clean.exact import entropies, theory
 from RLM_clean.plots import style
 
 # Trees of four levels: the root's own entropy is a 16th of ln v a token.
@@ -37,7 +38,7 @@ def sequence_entropies(languages: Sequence[RLM], num_samples: int, axes: Axes | 
         points = []
         for beta in betas:
             group = [language for language in languages if (language.v, language.beta) == (v, beta)]
-            found = np.array([correlations.leaves_entropy(language, num_samples) for language in group])
+            found = np.array([entropies.leaves_entropy(language, num_samples) for language in group])
             spread = found[:, 0].std(ddof=1) if len(group) > 1 else 0.0
             points.append((found[:, 0].mean(), math.hypot(spread, found[:, 1].mean()) / math.sqrt(len(group))))
         values, errors = np.array(points).T / (2**DEPTH * math.log(v))

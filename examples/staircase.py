@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from RLM_clean import plots
-from RLM_clean.checkpoints import load_run
 from RLM_clean.config import Config
-from RLM_clean.experiment import train
 from RLM_clean.plots import style
+from RLM_clean.runs.run import load_run
+from RLM_clean.training.lifecycle import train
 
 MODEL: dict[str, Any] = {
     'num_features': 32,

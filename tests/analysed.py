@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from RLM_clean import init
-from RLM_clean.checkpoints import Run
 from RLM_clean.config import Config
 from RLM_clean.datasets import TreeGrammar
-from RLM_clean.inference import all_next_token_probs, next_token_probs
+from RLM_clean.exact.inference import all_next_token_probs, next_token_probs
+from RLM_clean.runs.run import Run
 
 
 class Best(nn.Module):

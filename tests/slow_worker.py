@@ -9,9 +9,10 @@ from unittest import mock
 
 from torch import Tensor
 
-from RLM_clean import experiment, worker
-from RLM_clean.ensemble import Ensemble
-from RLM_clean.training import DivergedError, Trainer
+from RLM_clean.sweep import worker
+from RLM_clean.training import lifecycle
+from RLM_clean.training.ensemble import Ensemble
+from RLM_clean.training.loop import DivergedError, Trainer
 
 # Seconds that a step takes at least.
 PACE = 0.05
@@ -32,6 +33,6 @@ def work(folder: str, execution: dict[str, Any], part: tuple[int, int]) -> bool:
     with (
         mock.patch.object(Trainer, 'update', slow_update),
         mock.patch.object(Ensemble, 'advance', slow_advance),
-        mock.patch.object(experiment, 'save_learning_curve'),
+        mock.patch.object(lifecycle, 'save_learning_curve'),
     ):
         return worker.work(folder, execution, part)

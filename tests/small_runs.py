@@ -11,11 +11,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from RLM_clean import experiment
-from RLM_clean.checkpoints import RunFiles
 from RLM_clean.config import Config
-from RLM_clean.experiment import Outcome, prepare_language
-from RLM_clean.training import Trainer
+from RLM_clean.runs.files import RunFiles
+from RLM_clean.training import lifecycle
+from RLM_clean.training.lifecycle import Outcome, prepare_language
+from RLM_clean.training.loop import Trainer
 
 TINY: dict[str, Any] = {
     'num_features': 8, 'num_layers': 2, 'embedding_dim': 8, 'batch_size': 8, 'test_size': 64, 'max_iters': 24,
@@ -37,8 +37,8 @@ def quiet(line: str) -> None:
 
 def train(config: Config, say: Callable[[str], None] = quiet) -> Outcome:
     """A whole run without its picture, which takes longer than all the rest."""
-    with mock.patch.object(experiment, 'save_learning_curve'):
-        return experiment.train(config, say)
+    with mock.patch.object(lifecycle, 'save_learning_curve'):
+        return lifecycle.train(config, say)
 
 
 def make_trainer(config: Config) -> Trainer:

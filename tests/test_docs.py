@@ -16,7 +16,7 @@ from documents import Block, copy_of_the_project, environment, parts
 from helpers import ROOT
 from test_init import own_registry
 
-from RLM_clean.checkpoints import load_run
+from RLM_clean.runs.run import load_run
 
 EXTENDING = 'docs/extending.md'
 PAGES = ['README.md', *sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'docs').glob('*.md'))]

@@ -14,9 +14,9 @@ import pytest
 from helpers import ROOT
 
 from examples import entropy_against_beta, staircase
-from RLM_clean import measures, theory
-from RLM_clean.checkpoints import load_run
 from RLM_clean.datasets import RLM
+from RLM_clean.exact import entropies, theory
+from RLM_clean.runs.run import load_run
 
 EXAMPLES = sorted(path.stem for path in (ROOT / 'examples').glob('*.py') if path.stem != '__init__')
 PAGE = (ROOT / 'docs/examples.md').read_text(encoding='utf-8')
@@ -63,7 +63,7 @@ def test_the_staircase_trains_both_languages_and_draws_them(
 def test_the_entropy_of_sequences_is_the_measured_one() -> None:
     languages = [RLM(3, entropy_against_beta.DEPTH, beta, seed_rules=seed) for beta in (1.0, 3.0) for seed in (1, 2)]
     axes = entropy_against_beta.sequence_entropies(languages, num_samples=64)
-    found = np.array([measures.leaves_entropy(language, 64) for language in languages]).reshape(2, 2, 2)
+    found = np.array([entropies.leaves_entropy(language, 64) for language in languages]).reshape(2, 2, 2)
     (points,) = axes.containers
     unit = 16 * math.log(3)
     np.testing.assert_allclose(np.asarray(points[0].get_ydata(), dtype=float), found[:, :, 0].mean(1) / unit)

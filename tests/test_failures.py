@@ -19,11 +19,11 @@ import pytest
 import torch
 from helpers import arguments, run_main
 
-from RLM_clean import checkpoints
 from RLM_clean import main as main_module
-from RLM_clean.checkpoints import UnreadableFileError, load
 from RLM_clean.config import from_arguments
-from RLM_clean.experiment import train
+from RLM_clean.runs import load_run, storage
+from RLM_clean.runs.storage import UnreadableFileError, load
+from RLM_clean.training.lifecycle import train
 
 # ---------------------------------------------------------------------- the table of options
 
@@ -446,7 +446,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_one_line_and_keeps_the_good_
     status, out, err = call_main(words)
     assert status == 1 and 'Traceback' not in out + err
     assert err.count('\n') == 1 and 'nan' in err and 'lower lr=1e+06' in err and 'out/run' in err
-    run = checkpoints.load_run('out/run')
+    run = load_run('out/run')
     assert not run.done and run.steps and run.dynamics[-1]['t'] == run.steps[-1]
     for step in run.steps:
         assert all(weights.isfinite().all() for weights in run.model(step).state_dict().values())
@@ -484,7 +484,7 @@ def test_a_full_disk_gives_one_line_and_leaves_only_whole_files(
     with monkeypatch.context() as patch:
         patch.setattr(os, 'fsync', full)
         if isinstance(write, str):
-            patch.setattr(checkpoints, 'open', lambda path, mode, **_: SmallDisk(path, mode), raising=False)
+            patch.setattr(storage, 'open', lambda path, mode, **_: SmallDisk(path, mode), raising=False)
         status, out, err = call_main(words)
     assert status == 1 and 'Traceback' not in out + err
     assert err.count('\n') == 1 and 'No space left' in err and 'out/run' in err

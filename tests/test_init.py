@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from small_runs import tiny, train
 from torch import Tensor, nn
 
-from RLM_clean import init, machine
-from RLM_clean.checkpoints import load_run
+from RLM_clean import init
 from RLM_clean.config import DATASETS, MODELS, Config
 from RLM_clean.datasets import RHM, RLM
 from RLM_clean.models import CLM, MLM, MLP
+from RLM_clean.runs.run import load_run
+from RLM_clean.training import machine
 
 examples = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 

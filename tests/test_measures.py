@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from RLM_clean import measures
 from RLM_clean.datasets import RHM, RLM, TreeGrammar
-from RLM_clean.inference import all_next_token_probs, next_token_probs
+from RLM_clean.exact import entropies
+from RLM_clean.exact.inference import all_next_token_probs, next_token_probs
 from RLM_clean.models import CLM, MLM
 
 SMALL = [(2, 1), (3, 1), (4, 1), (2, 2), (3, 2), (4, 2), (2, 3), (3, 3), (4, 3)]
@@ -191,7 +192,7 @@ def test_losses_of_models_in_low_precision_are_computed_in_float32() -> None:
 @exhaustive(examples=60)
 def test_the_distribution_of_every_window_is_that_of_the_enumeration(grammar: TreeGrammar) -> None:
     for m in range(1, 2**grammar.L + 1):
-        found = measures.window_distribution(grammar, m)
+        found = entropies.window_distribution(grammar, m)
         assert found.shape == (grammar.v,) * m and found.dtype == torch.float64
         torch.testing.assert_close(found.flatten(), window_table(grammar, m), rtol=1e-12, atol=1e-15)
         assert torch.equal(found.flatten() > 0, window_table(grammar, m) > 0)
@@ -202,7 +203,7 @@ def test_windows_of_larger_grammars_are_those_of_the_enumeration(v: int, L: int)
     grammar = RLM(v, L)
     for m in range(1, 2**L + 1):
         torch.testing.assert_close(
-            measures.window_distribution(grammar, m).flatten(), window_table(grammar, m), rtol=1e-12, atol=1e-15
+            entropies.window_distribution(grammar, m).flatten(), window_table(grammar, m), rtol=1e-12, atol=1e-15
         )
 
 
@@ -210,56 +211,56 @@ def test_windows_of_larger_grammars_are_those_of_the_enumeration(v: int, L: int)
 def test_entropies_of_the_last_token_are_exact_at_every_depth(grammar: TreeGrammar) -> None:
     n = 2**grammar.L
     exact = [direct_window_entropy(grammar, k) for k in range(n)]
-    assert measures.marginal(grammar) == pytest.approx(exact[0], rel=1e-12, abs=1e-13)
-    assert measures.conditional_entropy(grammar) == pytest.approx(exact[1], rel=1e-12, abs=1e-13)
-    found = measures.window_entropies(grammar, range(n))
+    assert entropies.marginal(grammar) == pytest.approx(exact[0], rel=1e-12, abs=1e-13)
+    assert entropies.conditional_entropy(grammar) == pytest.approx(exact[1], rel=1e-12, abs=1e-13)
+    found = entropies.window_entropies(grammar, range(n))
     for k in range(n):
         assert found[k] == (pytest.approx(exact[k], rel=1e-12, abs=1e-13), 0.0)
-    assert measures.entropy(grammar) == found[n - 1]
+    assert entropies.entropy(grammar) == found[n - 1]
     assert measures.bayes_floor(grammar) == found[n - 1]
 
 
 @exhaustive()
 def test_entropies_fall_with_the_window(grammar: TreeGrammar) -> None:
-    values = [value for value, _ in measures.window_entropies(grammar, range(2**grammar.L)).values()]
+    values = [value for value, _ in entropies.window_entropies(grammar, range(2**grammar.L)).values()]
     assert all(later <= earlier + 1e-12 for earlier, later in pairwise(values))
     assert values[-1] >= -1e-12 and values[0] <= math.log(grammar.v) + 1e-12
 
 
 @exhaustive([(2, 2), (3, 2), (4, 2), (2, 3), (3, 3), (2, 4)])
 def test_the_window_below_a_node_is_the_floor_of_a_tree_with_the_prior_of_its_level(grammar: TreeGrammar) -> None:
-    spine = measures.right_spine(grammar)
+    spine = entropies.right_spine(grammar)
     assert len(spine) == grammar.L + 1
     for l in range(1, grammar.L + 1):
         rules = [grammar.level_rules(level) for level in range(grammar.L - l, grammar.L)]
         tree = TreeGrammar(rules, l, prior=spine[grammar.L - l])
-        window = measures.window_entropies(grammar, [2**l - 1])[2**l - 1]
-        assert window == (pytest.approx(measures.entropy(tree)[0], rel=1e-12, abs=1e-13), 0.0)
+        window = entropies.window_entropies(grammar, [2**l - 1])[2**l - 1]
+        assert window == (pytest.approx(entropies.entropy(tree)[0], rel=1e-12, abs=1e-13), 0.0)
 
 
 def test_the_right_spine_holds_the_symbols_of_the_right_edge() -> None:
     """Against 40000 sampled trees, to 5 standard deviations of a frequency: 18 frequencies, false alarms 1e-5."""
     grammar = random_grammar(6, 2, 1)
-    for law, symbols in zip(measures.right_spine(grammar), grammar.trees(0, 40_000), strict=True):
+    for law, symbols in zip(entropies.right_spine(grammar), grammar.trees(0, 40_000), strict=True):
         frequencies = symbols[:, -1].bincount(minlength=6).double() / 40_000
         assert ((frequencies - law).abs() < 5 * (law * (1 - law) / 40_000).sqrt()).all()
 
 
 def test_the_default_windows_complete_the_levels() -> None:
-    assert list(measures.window_entropies(RLM(4, 3))) == [0, 1, 3, 7]
-    assert list(measures.window_entropies(RLM(4, 1))) == [0, 1]
-    assert measures.window_ladder(7) == [0, 1, 3, 7]
-    assert measures.window_ladder(5) == [0, 1, 3, 5]
-    assert measures.window_ladder(1) == [0, 1]
+    assert list(entropies.window_entropies(RLM(4, 3))) == [0, 1, 3, 7]
+    assert list(entropies.window_entropies(RLM(4, 1))) == [0, 1]
+    assert entropies.window_ladder(7) == [0, 1, 3, 7]
+    assert entropies.window_ladder(5) == [0, 1, 3, 5]
+    assert entropies.window_ladder(1) == [0, 1]
 
 
 def test_entropies_of_known_languages() -> None:
     uniform = RLM(5, 2, beta=0.0)
-    for value, error in measures.window_entropies(uniform, range(4)).values():
+    for value, error in entropies.window_entropies(uniform, range(4)).values():
         assert (value, error) == (pytest.approx(math.log(5), rel=1e-12), 0.0)
     copying = torch.zeros(3, 3, 3)
     copying[torch.arange(3), torch.arange(3), torch.arange(3)] = 1
-    copies = measures.window_entropies(TreeGrammar(copying, 2), range(4))
+    copies = entropies.window_entropies(TreeGrammar(copying, 2), range(4))
     assert copies[0][0] == pytest.approx(math.log(3), rel=1e-12)
     assert all(abs(copies[k][0]) < 1e-12 for k in (1, 2, 3))
 
@@ -293,7 +294,7 @@ def test_sampled_entropies_lie_within_four_standard_errors_of_the_exact_ones(
     request.getfixturevalue('sampling')
     scores = []
     for grammar, ks, values in exact.values():
-        for k, (value, error) in measures.window_entropies(grammar, ks, num_samples=400).items():
+        for k, (value, error) in entropies.window_entropies(grammar, ks, num_samples=400).items():
             assert error > 0
             scores.append((value - values[k]) / error)
     assert len(scores) == 252
@@ -317,7 +318,7 @@ def test_entropies_from_few_dear_contexts_lie_within_four_standard_errors_of_the
         with monkeypatch.context() as patch:
             patch.setattr(measures, 'summable', lambda grammar, k: k <= 1)
             patch.setattr(measures, '_SAMPLING_BUDGET', 100 * 5**3)
-            value, error = measures.window_entropies(grammar, [7], num_samples=400)[7]
+            value, error = entropies.window_entropies(grammar, [7], num_samples=400)[7]
             plain = measures.reference(grammar, num_samples=400)
         assert len(plain.inputs) < 30
         scores.append((value - exact) / error)
@@ -330,20 +331,20 @@ def test_entropies_from_few_dear_contexts_lie_within_four_standard_errors_of_the
 def test_windows_that_are_known_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     grammar = RLM(40, 4)
     monkeypatch.setattr(measures, '_SAMPLING_BUDGET', 30 * 40**3)
-    at_once = measures.window_entropies(grammar)
+    at_once = entropies.window_entropies(grammar)
     known = {k: at_once[k] for k in (0, 1, 3, 7)}
-    assert [measures.chained(grammar, k) for k in (0, 1, 3, 7, 15)] == [False, False, False, True, True]
-    assert measures.window_entropies(grammar, [15], known=known) == {15: at_once[15]}
-    assert measures.window_entropies(grammar, [15]) == {15: at_once[15]}
-    assert measures.window_entropies(grammar, [7], known={7: (1.0, 0.5)}) == {7: (1.0, 0.5)}
-    shifted = measures.window_entropies(grammar, [15], known=known | {7: (at_once[7][0] + 1, 0.0)})
+    assert [entropies.chained(grammar, k) for k in (0, 1, 3, 7, 15)] == [False, False, False, True, True]
+    assert entropies.window_entropies(grammar, [15], known=known) == {15: at_once[15]}
+    assert entropies.window_entropies(grammar, [15]) == {15: at_once[15]}
+    assert entropies.window_entropies(grammar, [7], known={7: (1.0, 0.5)}) == {7: (1.0, 0.5)}
+    shifted = entropies.window_entropies(grammar, [15], known=known | {7: (at_once[7][0] + 1, 0.0)})
     assert shifted[15][0] == pytest.approx(at_once[15][0] + 1)
 
 
 @pytest.mark.usefixtures('sampling')
 def test_nothing_seen_leaves_nothing_to_sample() -> None:
     grammar = random_grammar(5, 2, 3)
-    value, error = measures.window_entropies(grammar, [0])[0]
+    value, error = entropies.window_entropies(grammar, [0])[0]
     assert value == pytest.approx(direct_window_entropy(grammar, 0), rel=1e-12)
     assert error < 1e-12
 
@@ -355,10 +356,10 @@ def test_contexts_are_the_first_sequences_of_the_stream_of_floors(monkeypatch: p
     probs = next_token_probs(grammar, leaves[:, 1:3])
     entropies = torch.special.entr(probs).sum(1)
     expected = (pytest.approx(entropies.mean().item()), pytest.approx(entropies.std().item() / 10))
-    assert measures.window_entropies(grammar, [2], 100)[2] == expected
-    assert measures.window_entropies(grammar, [2], 100, seed=grammar.seed_samples)[2] == expected
-    assert measures.window_entropies(grammar, [2], 100, seed=99)[2] != expected
-    assert measures.entropy(grammar, 100) == measures.window_entropies(grammar, [3], 100)[3]
+    assert entropies.window_entropies(grammar, [2], 100)[2] == expected
+    assert entropies.window_entropies(grammar, [2], 100, seed=grammar.seed_samples)[2] == expected
+    assert entropies.window_entropies(grammar, [2], 100, seed=99)[2] != expected
+    assert entropies.entropy(grammar, 100) == entropies.window_entropies(grammar, [3], 100)[3]
     assert torch.equal(measures.reference(grammar, 2, num_samples=7).inputs, leaves[:7, 1:3])
     monkeypatch.setattr(measures, '_SAMPLING_BUDGET', 80 * 6**3)
     assert len(measures.reference(grammar, 2).inputs) == 80
@@ -372,10 +373,10 @@ def test_contexts_are_the_first_sequences_of_the_stream_of_floors(monkeypatch: p
 def test_a_sum_is_exact_as_far_as_the_budget_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     grammar = random_grammar(4, 2, 1)
     monkeypatch.setattr(measures, '_EXACT_ENTRIES', 4**3)
-    found = measures.window_entropies(grammar, range(4))
+    found = entropies.window_entropies(grammar, range(4))
     assert [error == 0 for _, error in found.values()] == [True, True, True, False]
     monkeypatch.setattr(measures, '_EXACT_ENTRIES', 1)
-    found = measures.window_entropies(grammar, range(4))
+    found = entropies.window_entropies(grammar, range(4))
     assert [error == 0 for _, error in found.values()] == [True, True, False, False]
 
 
@@ -510,7 +511,7 @@ def test_the_excess_is_the_test_loss_minus_the_floor() -> None:
         losses = -log_probs(model, inputs).gather(1, targets[:, None])
         loss, _ = measures.test(model, inputs, targets)
         excess, _ = measures.excess_loss(model, grammar)
-        assert abs(loss - measures.entropy(grammar)[0] - excess) < 4 * losses.std().item() / math.sqrt(20_000)
+        assert abs(loss - entropies.entropy(grammar)[0] - excess) < 4 * losses.std().item() / math.sqrt(20_000)
 
 
 @exhaustive([(2, 1), (3, 2), (4, 2), (2, 3), (3, 3)], examples=30)
@@ -541,11 +542,11 @@ def test_divergence_from_a_window_is_that_of_the_enumeration(grammar: TreeGramma
 def test_the_divergence_between_two_windows_is_the_difference_of_their_entropies() -> None:
     """E KL(P(x | last j) || P(x | last k)) = H_k - H_j for j > k: what a model that stopped at k has left to learn."""
     grammar = random_grammar(4, 3, 5)
-    entropies = measures.window_entropies(grammar, range(8))
+    floors = entropies.window_entropies(grammar, range(8))
     for j in range(8):
         for k in range(j):
             value, _ = measures.divergence_from_window(Predictor(grammar, k), grammar, j, num_samples=4**7)
-            assert value == pytest.approx(entropies[k][0] - entropies[j][0], abs=1e-11)
+            assert value == pytest.approx(floors[k][0] - floors[j][0], abs=1e-11)
 
 
 def test_a_model_that_rules_out_what_cannot_follow_has_a_finite_divergence() -> None:
@@ -577,7 +578,7 @@ def test_a_reference_does_not_depend_on_the_chunks_of_its_evaluation(
 def test_a_language_names_its_losses_and_its_rules() -> None:
     shared, own = RLM(5, 2), random_grammar(5, 2, 1)
     for grammar, shape in ((shared, (5, 5, 5)), (own, (2, 5, 5, 5))):
-        floors = measures.window_entropies(grammar)
+        floors = entropies.window_entropies(grammar)
         language = measures.Language(grammar, measures.reference(grammar), floors[3][0], floors[0][0], floors)
         assert language.losses() == {'entropy': floors[3][0], 'marginal': floors[0][0], 'floors': floors}
         assert language.rules().shape == shape
@@ -612,10 +613,10 @@ def bad_calls() -> list[tuple[Callable[[], Any], str]]:
     grammar = RLM(9, 2)
     model = model_of(grammar)
     return [
-        (lambda: measures.window_distribution(grammar, 0), 'm=0 .*: use 1 to 4'),
-        (lambda: measures.window_distribution(grammar, 5), 'm=5 .*: use 1 to 4'),
-        (lambda: measures.window_entropies(grammar, [4]), 'k=4 .*: use 0 to 3'),
-        (lambda: measures.window_entropies(grammar, [-1]), 'k=-1 .*: use 0 to 3'),
+        (lambda: entropies.window_distribution(grammar, 0), 'm=0 .*: use 1 to 4'),
+        (lambda: entropies.window_distribution(grammar, 5), 'm=5 .*: use 1 to 4'),
+        (lambda: entropies.window_entropies(grammar, [4]), 'k=4 .*: use 0 to 3'),
+        (lambda: entropies.window_entropies(grammar, [-1]), 'k=-1 .*: use 0 to 3'),
         (lambda: measures.divergence_from_window(model, grammar, 4), 'k=4 .*: use 0 to 3'),
         (lambda: measures.divergence_from_window(model, grammar, -1), 'k=-1 .*: use 0 to 3'),
         (lambda: measures.reference(grammar, 0), 'context_size=0 .*: use 1 to 3'),

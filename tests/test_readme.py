@@ -13,9 +13,9 @@ import pytest
 from documents import copy_of_the_project
 from helpers import ROOT
 
-from RLM_clean import measures
 from RLM_clean.config import Config
 from RLM_clean.datasets import RLM
+from RLM_clean.exact import entropies
 
 TEXT = (ROOT / 'README.md').read_text(encoding='utf-8')
 
@@ -27,7 +27,7 @@ def section(heading: str) -> str:
 
 def test_the_floor_of_the_default_run_is_the_one_that_is_shown() -> None:
     c = Config(outname='unused')
-    floor = measures.conditional_entropy(RLM(c.num_features, c.num_layers, c.beta, c.seed_rules, c.seed_sample))
+    floor = entropies.conditional_entropy(RLM(c.num_features, c.num_layers, c.beta, c.seed_rules, c.seed_sample))
     assert f'\nfloor {floor:.4f}, excess over it ' in section('Two commands')
 
 

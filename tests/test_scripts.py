@@ -14,10 +14,11 @@ import pytest
 from helpers import ROOT, SMALL, arguments, environment, run_main
 
 from RLM_clean import sweep
-from RLM_clean.checkpoints import load, load_run
 from RLM_clean.config import Config, from_arguments
-from RLM_clean.plan import Plan, make_plan, repetition_seeds
-from RLM_clean.words import parse
+from RLM_clean.runs.run import load_run
+from RLM_clean.runs.storage import load
+from RLM_clean.sweep.arguments import parse
+from RLM_clean.sweep.plan import Plan, make_plan, repetition_seeds
 
 # A python that has every package: it prints what it is to run, a word a line.
 ECHO = '#!/bin/sh\n[ "$1" = -c ] && exit 0\nprintf "%s\\n" "$@"\n'

@@ -10,14 +10,7 @@ from RLM_clean.plots.language import (
     path_decay,
     token_frequencies,
 )
-from RLM_clean.plots.models import (
-    ancestor_curves,
-    attention_maps,
-    film,
-    generation_scores,
-    probe_curves,
-    window_curves,
-)
+from RLM_clean.plots.models import ancestor_curves, attention_maps, film, generation_scores, probe_curves, window_curves
 from RLM_clean.plots.rules import language_name, ranked_rules, rule_entropies, rule_maps, rule_participation
 from RLM_clean.plots.runs import excess_curve, floor_lines, learning_curve, run_title, save_learning_curve
 from RLM_clean.plots.style import BLUE, GREEN, GREY, ORANGE, panels

@@ -10,8 +10,10 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from RLM_clean import correlations, counting, measures, theory
+from RLM_clean import exact
+from RLM_clean.analysis import counting
 from RLM_clean.datasets import RHM, RLM, TreeGrammar
+from RLM_clean.exact import correlations, theory
 from RLM_clean.plots.rules import language_name
 from RLM_clean.plots.style import BLACK, BLUE, CYCLE, GREEN, GREY, ORANGE, own_axes, styled
 
@@ -123,9 +125,9 @@ def entropies(languages: Sequence[RLM], axes: Axes | None = None) -> Axes:
     ((v, L),) = sizes
     betas = sorted({language.beta for language in languages})
     lines = {
-        'marginal $H(x_n)$': (measures.marginal, ORANGE),
-        'sequence, per token': (lambda language: correlations.leaves_entropy(language)[0] / 2**L, GREEN),
-        'floor $H(x_n|x_1..x_{n-1})$': (lambda language: measures.entropy(language)[0], BLUE),
+        'marginal $H(x_n)$': (exact.entropies.marginal, ORANGE),
+        'sequence, per token': (lambda language: exact.entropies.leaves_entropy(language)[0] / 2**L, GREEN),
+        'floor $H(x_n|x_1..x_{n-1})$': (lambda language: exact.entropies.entropy(language)[0], BLUE),
     }
     axes.axhline(math.log(v), color=GREY, lw=1, ls=':', label='ln v')
     for label, (measure, color) in lines.items():
@@ -152,13 +154,13 @@ def ladder(languages: Sequence[TreeGrammar], num_samples: int = 4096, axes: Axes
     """
     axes = own_axes(axes)
     n = max(2**language.L for language in languages)
-    for k in measures.window_ladder(n - 1):
+    for k in exact.entropies.window_ladder(n - 1):
         axes.axvline(k, color=GREY, lw=0.8, ls=':', zorder=1, label='sub-tree complete' if k == 0 else None)
     for language, color in zip(languages, CYCLE, strict=False):
-        floors = measures.window_entropies(language, range(2**language.L), num_samples)
+        floors = exact.entropies.window_entropies(language, range(2**language.L), num_samples)
         values = np.array(list(floors.values()))
         axes.errorbar(list(floors), values[:, 0], values[:, 1], color=color, label=language_name(language))
-        whole = measures.window_ladder(2**language.L - 1)
+        whole = exact.entropies.window_ladder(2**language.L - 1)
         for ks, face in ((sorted(set(floors) - set(whole)), 'white'), (whole, color)):
             axes.plot(ks, [floors[k][0] for k in ks], 'o', color=color, markerfacecolor=face)
     axes.set_xticks(range(n))

@@ -13,12 +13,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from RLM_clean.checkpoints import Run
-from RLM_clean.generation import Generation, exact_log_probs
-from RLM_clean.measures import Estimate
+from RLM_clean.analysis.generation import Generation, exact_log_probs
+from RLM_clean.analysis.predictions import AncestorBeliefs, Film, level_names, model_at, model_steps
+from RLM_clean.analysis.probes import AncestorProbes, attention_weights
+from RLM_clean.exact.entropies import Estimate
 from RLM_clean.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, own_axes, panels, shades, styled
-from RLM_clean.predictions import AncestorBeliefs, Film, level_names, model_at, model_steps
-from RLM_clean.probes import AncestorProbes, attention_weights
+from RLM_clean.runs.run import Run
 
 # Probabilities below are of one colour in heat maps, and stand at the edge of scatter plots.
 _LEAST = 1e-4

@@ -11,8 +11,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
-from RLM_clean import correlations, theory
 from RLM_clean.datasets import RHM, RLM, TreeGrammar
+from RLM_clean.exact import entropies, theory
 from RLM_clean.plots.style import BLACK, CYCLE, GREY, own_axes, panels, shades, styled
 
 # Probabilities below are of one colour in heat maps.
@@ -89,7 +89,7 @@ def rule_entropies(languages: Sequence[RLM], axes: Axes | None = None) -> Axes:
     all grammars, dashed the limit of the random energy model for large v, which freezes at beta = 2.
     """
     axes = _against_beta(
-        languages, own_axes(axes), correlations.rule_entropy, theory.mean_rule_entropy, lambda v: 2 * math.log(v)
+        languages, own_axes(axes), entropies.rule_entropy, theory.mean_rule_entropy, lambda v: 2 * math.log(v)
     )
     betas = np.array([0, *np.linspace(0, 2, 50), _largest(languages)])
     limit = [theory.rem_entropy(2, beta) / (2 * math.log(2)) for beta in betas]
@@ -108,7 +108,7 @@ def rule_participation(languages: Sequence[RLM], axes: Axes | None = None) -> Ax
     axes = _against_beta(
         languages,
         own_axes(axes),
-        correlations.participation_ratio,
+        entropies.participation_ratio,
         theory.mean_participation_ratio,
         lambda v: 1.0,
     )

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from RLM_clean.checkpoints import Record
 from RLM_clean.config import Config
 from RLM_clean.measures import Language
 from RLM_clean.plots.style import AMBER, BLUE, GREEN, GREY, own_axes, panels, save, styled
+from RLM_clean.runs.files import Record
 
 
 @styled

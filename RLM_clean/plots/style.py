@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from RLM_clean.checkpoints import atomic_write
+from RLM_clean.runs.storage import atomic_write
 
 # Okabe and Ito's colours, told apart with any colour vision: M. Okabe and K. Ito, Color Universal Design (2008).
 BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, BLACK = (

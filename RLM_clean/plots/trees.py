@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from RLM_clean.datasets import TreeGrammar
-from RLM_clean.inference import ancestor_posteriors
+from RLM_clean.exact.inference import ancestor_posteriors
 from RLM_clean.plots.rules import language_name
 from RLM_clean.plots.style import BLUE, CYCLE, GREY, own_axes, styled
 

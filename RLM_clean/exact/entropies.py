@@ -1,0 +1,290 @@
+"""The entropies of a language, in nats: the floors H_k of the last token, and those of rules, trees and sequences.
+
+The floors `H_k = H(x_n | last k tokens)` are the losses of the best predictors that see k tokens; the last one,
+`H_(n-1)`, is the lowest loss of any model (the Bayes floor).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import count, takewhile
+
+import torch
+from torch import Tensor
+
+from RLM_clean.datasets.tree_grammar import TreeGrammar, normalised_blocks
+from RLM_clean.exact.correlations import children_law, level_marginals, rules_from_the_leaves, transitions
+from RLM_clean.exact.inference import log_likelihood, next_token_probs
+
+Estimate = tuple[float, float]
+# Entries of a joint distribution of tokens that is summed over exactly (8 bytes each).
+_EXACT_ENTRIES = 2**24
+# Multiplications in float64 that the sampled posteriors of one quantity may take: about five seconds on two cores.
+_SAMPLING_BUDGET = 2e11
+# Contexts that are sampled however dear they are: the fewest whose spread still tells the error.
+FEWEST_CONTEXTS = 8
+# Entries of float64 temporaries at a time.
+_ENTRIES_PER_BLOCK = 2**22
+
+
+# ---------------------------------------------------------------------- the last token: floors
+
+
+def marginal(grammar: TreeGrammar) -> float:
+    """`H(x_n)`, the entropy of the last token, exact: the loss of the best predictor that sees nothing."""
+    return torch.special.entr(window_distribution(grammar, 1)).sum().item()
+
+
+def conditional_entropy(grammar: TreeGrammar) -> float:
+    """`H(x_n | x_{n-1})`, exact: the loss of the best predictor that sees one token. The Bayes floor when L = 1."""
+    return _exact_window_entropy(grammar, 1)
+
+
+def entropy(grammar: TreeGrammar, num_samples: int = 4096) -> Estimate:
+    """`H(x_n | x_1..x_{n-1})`, the Bayes floor, and its standard error: see `window_entropies`."""
+    k = 2**grammar.L - 1
+    return window_entropies(grammar, [k], num_samples)[k]
+
+
+def window_entropies(
+    grammar: TreeGrammar,
+    ks: Iterable[int] | None = None,
+    num_samples: int = 4096,
+    seed: int | None = None,
+    known: dict[int, Estimate] | None = None,
+) -> dict[int, Estimate]:
+    """`{k: (H(x_n | last k tokens), standard error)}` in nats, for k = 0, 1, 3, 7, ..., n-1 by default.
+
+    Exact, with an error of 0, where the sum over all contexts is affordable: always for k = 0 and 1. Otherwise the
+    mean of the entropy of the exact posterior over the contexts of `num_samples` sampled sequences (the first of the
+    stream 'floors' of `seed`, by default the grammar's own): unbiased, and with less variance than the mean of
+    -ln P(x_n | context).
+
+    Where so many posteriors would take more than some seconds, `H_k = H_j - E[H(x_n | last j) - H(x_n | last k)]`, with
+    j the window of the level below (about k/2) and the expectation over fewer contexts, other ones than those of H_j:
+    far tokens tell little, so that a few contexts, 8 at least, leave an error about that of H_j (M. B. Giles, Oper.
+    Res. 56, 607, 2008).
+
+    `known` are windows of the same grammar and samples that are not computed again. Raises ValueError for k outside
+    0..n-1 and for fewer than 2 samples where the sum is not exact.
+    """
+    found = dict(known or {})
+    wanted = window_ladder(2**grammar.L - 1) if ks is None else list(ks)
+    for k in wanted:
+        check_window(grammar, k)
+        found[k] = _window_entropy(grammar, k, num_samples, seed, found)
+    return {k: found[k] for k in wanted}
+
+
+def _window_entropy(
+    grammar: TreeGrammar, k: int, num_samples: int, seed: int | None, known: dict[int, Estimate]
+) -> Estimate:
+    if k in known:
+        return known[k]
+    if summable(grammar, k):
+        return _exact_window_entropy(grammar, k), 0.0
+    if not chained(grammar, k, num_samples):
+        return mean_and_error(_context_entropies(grammar, sample_contexts(grammar, k, num_samples, seed)))
+    below = window_ladder(k)[-2]
+    value, error = _window_entropy(grammar, below, num_samples, seed, known)
+    number = affordable(grammar, k + below, num_samples)
+    inputs = sample_contexts(grammar, k, number, seed, first=k * num_samples)
+    told = _context_entropies(grammar, inputs[:, k - below :]) - _context_entropies(grammar, inputs)
+    difference, own_error = mean_and_error(told)
+    return value - difference, math.hypot(error, own_error)
+
+
+def _exact_window_entropy(grammar: TreeGrammar, k: int) -> float:
+    joint = window_distribution(grammar, k + 1).flatten()
+    context = joint.view(-1, grammar.v).sum(1)
+    return (torch.special.entr(joint).sum() - torch.special.entr(context).sum()).item()
+
+
+def check_window(grammar: TreeGrammar, k: int) -> None:
+    n = 2**grammar.L
+    if not 0 <= k < n:
+        raise ValueError(f'k={k} is no window before the last of {n} tokens: use 0 to {n - 1}')
+
+
+def window_ladder(context_size: int) -> list[int]:
+    """The windows 0, 1, 3, 7, ... up to a context, which complete one level of the tree after the other, and itself."""
+    return [*takewhile(lambda k: k < context_size, (2**l - 1 for l in count())), context_size]
+
+
+def summable(grammar: TreeGrammar, k: int) -> bool:
+    """Whether `H(x_n | last k tokens)` is summed exactly over all contexts and next tokens, up to 2^24 in all."""
+    return k <= 1 or grammar.v ** (k + 1) <= _EXACT_ENTRIES
+
+
+def chained(grammar: TreeGrammar, k: int, num_samples: int = 4096) -> bool:
+    """Whether posteriors of k tokens are so dear that `window_entropies` takes fewer than `num_samples` of them."""
+    return not summable(grammar, k) and affordable(grammar, k, num_samples) < num_samples
+
+
+def affordable(grammar: TreeGrammar, k: int, num_samples: int) -> int:
+    """How many contexts of k tokens the budget allows: a posterior takes about k/2 contractions of v^3.
+
+    Beyond the budget, the few that are left cost as much as some tens of training steps on sequences of that length.
+    """
+    if num_samples < 2:
+        raise ValueError(f'num_samples={num_samples} gives no standard error: use 2 or more')
+    return min(num_samples, max(FEWEST_CONTEXTS, int(_SAMPLING_BUDGET / (max(1, k / 2) * grammar.v**3))))
+
+
+def sample_contexts(grammar: TreeGrammar, k: int, number: int, seed: int | None, first: int = 0) -> Tensor:
+    """The k tokens before the last one, `(number, k)`, of the sequences of the stream 'floors' from the first on."""
+    leaves = grammar.sequences(first, number, 'floors', seed=seed)
+    return leaves[:, leaves.shape[1] - 1 - k : -1]
+
+
+def _context_entropies(grammar: TreeGrammar, inputs: Tensor) -> Tensor:
+    """`H(x_n | context)` of each context `(N, k)`, `(N,)` nats."""
+    return torch.special.entr(next_token_probs(grammar, inputs)).sum(1).cpu()
+
+
+def window_distribution(grammar: TreeGrammar, m: int) -> Tensor:
+    """`P(x_{n-m+1}, ..., x_n)`, the joint distribution of the last m tokens, `(v,) * m` float64, exact.
+
+    From the leaves up, `U[a, tokens]` is the probability of the last tokens below a symbol a. The cost is v^(m+1).
+    Raises ValueError for m outside 1..n.
+    """
+    n = 2**grammar.L
+    if not 1 <= m <= n:
+        raise ValueError(f'm={m} is no number of tokens of a sequence of {n}: use 1 to {n}')
+    height = (m - 1).bit_length()
+    level, half = grammar.L - height, 2**height // 2
+    law = right_spine(grammar)[level]
+    if height == 0:
+        return law
+    pair = children_law(grammar, level, law)
+    left, right = _below(grammar, height - 1, m - half), _below(grammar, height - 1, half)
+    return (left.T @ pair @ right).view((grammar.v,) * m)
+
+
+def _below(grammar: TreeGrammar, height: int, m: int) -> Tensor:
+    """`U[a, tokens]`, `(v, v^m)`: the probability of the last m of the 2^height tokens below a symbol a."""
+    if height == 0:
+        return torch.eye(grammar.v, dtype=torch.float64)
+    rules, half = grammar.level_rules(grammar.L - height), 2 ** (height - 1)
+    if m <= half:
+        return rules.sum(1) @ _below(grammar, height - 1, m)
+    left, right = _below(grammar, height - 1, m - half), _below(grammar, height - 1, half)
+    return (left.T @ (rules @ right)).flatten(1)
+
+
+def right_spine(grammar: TreeGrammar) -> list[Tensor]:
+    """The distributions `(v,)` of the symbols on the right edge of the tree, from the root (the prior) to x_n."""
+    distributions = [grammar.prior]
+    for _, right in transitions(grammar):
+        distributions.append(distributions[-1] @ right)
+    return distributions
+
+
+def mean_and_error(values: Tensor, weights: Tensor | None = None) -> Estimate:
+    """The mean of one value a context and its standard error; 0 where the weights say that the mean is a whole sum."""
+    if weights is not None:
+        return (values @ weights).item(), 0.0
+    return values.mean().item(), values.std().item() / math.sqrt(len(values))
+
+
+# ---------------------------------------------------------------------- rules, trees and sequences
+
+
+def rule_entropy(rules: Tensor) -> Tensor:
+    """`-sum_bc M[a, b, c] ln M[a, b, c]` of each parent a, `(v,)` nats, for rules `(v, v, v)`."""
+    return _of_parents(lambda block: torch.special.entr(block).sum((1, 2)), rules)
+
+
+def participation_ratio(rules: Tensor) -> Tensor:
+    """`Y_2[a] = sum_bc M[a, b, c]^2` of each parent a, `(v,)`, for rules `(v, v, v)`.
+
+    The chance that two draws of one rule agree: 1 / Y_2 is the effective number of productions of a, from 1 (frozen)
+    to v^2 (uniform). The order parameter of the freezing of a random energy model: B. Derrida, Phys. Rev. B 24, 2613
+    (1981); M. Mezard and A. Montanari, Information, Physics, and Computation, ch. 5 (2009).
+    """
+    return _of_parents(lambda block: block.square().sum((1, 2)), rules)
+
+
+def tree_entropy(grammar: TreeGrammar) -> float:
+    """The entropy of a whole derivation, all of its symbols, in nats.
+
+    By the chain rule `H(prior) + sum over inner nodes k of sum_a P(x_k = a) h_k[a]`, with h the entropy of the rules.
+    """
+    entropy = torch.special.entr(grammar.prior).sum().item()
+    laws = level_marginals(grammar)
+    shared = rule_entropy(grammar.rules[0]) if grammar.shared else None
+    for level in range(grammar.L):
+        of_rules = rule_entropy(grammar.rules[level]) if shared is None else shared
+        entropy += (laws[level].sum(0) @ of_rules).item()
+    return entropy
+
+
+def leaves_entropy(grammar: TreeGrammar, num_samples: int = 2**12, max_sequences: int = 2**24) -> tuple[float, float]:
+    """The entropy of a sequence of tokens, in nats, and its standard error.
+
+    Exact, with a standard error of 0, when there are no more than `max_sequences` of the v^(2^L) sequences to sum over.
+    Otherwise from the trees 0..num_samples - 1 of the stream 'floors': the mean of `-ln P(leaves)`, with `-ln P(tree)`
+    as control variate, whose mean is known exactly (`tree_entropy`). The two are close to each other where the leaves
+    tell the tree, and there the error is far below that of the plain mean. The coefficient is that of the regression
+    on the same samples, which biases the value by O(1 / num_samples), less than its error of O(1 / sqrt num_samples).
+
+    Raises ValueError for num_samples below 3.
+    """
+    if grammar.v**2**grammar.L <= max_sequences:
+        return _summed_leaves_entropy(grammar), 0.0
+    if num_samples < 3:
+        raise ValueError(f'num_samples={num_samples} gives no standard error: use 3 or more')
+    trees = grammar.trees(0, num_samples, 'floors')
+    surprise = -log_likelihood(grammar, trees[-1]).cpu()
+    control = -_tree_log_probabilities(grammar, [symbols.cpu() for symbols in trees])
+    deviation = control - control.mean()
+    spread = deviation.square().sum().item()
+    # A grammar whose trees are all equally likely leaves nothing to regress on.
+    slope = (deviation @ surprise).item() / spread if spread > 1e-20 * num_samples else 0.0
+    residual = surprise - slope * (control - tree_entropy(grammar))
+    return residual.mean().item(), math.sqrt(
+        residual.var().item() * (num_samples - 1) / (num_samples - 2) / num_samples
+    )
+
+
+def ambiguity(grammar: TreeGrammar, num_samples: int = 2**12, max_sequences: int = 2**24) -> tuple[float, float]:
+    """The entropy of the tree given its leaves, in nats, and its standard error: `tree_entropy - leaves_entropy`.
+
+    Zero where every sequence has a single derivation. Arguments and errors are those of `leaves_entropy`.
+    """
+    entropy, error = leaves_entropy(grammar, num_samples, max_sequences)
+    return tree_entropy(grammar) - entropy, error
+
+
+def _of_parents(number: Callable[[Tensor], Tensor], rules: Tensor) -> Tensor:
+    """One number of each parent `(v,)` by a function of blocks of rules."""
+    numbers = torch.empty(len(rules), dtype=torch.float64)
+    for parents, block in normalised_blocks(rules):
+        numbers[parents] = number(block)
+    return numbers
+
+
+def _summed_leaves_entropy(grammar: TreeGrammar) -> float:
+    """The entropy of the leaves by the sum over all sequences, which are never all in memory.
+
+    `U[a, s]` is the probability that a symbol of the level has the leaves s; the sequences are the pairs of the left
+    and the right half below the root.
+    """
+    v, L = grammar.v, grammar.L
+    U = torch.eye(v, dtype=torch.float64)
+    rules = rules_from_the_leaves(grammar)
+    for _ in range(L - 1):
+        U = (U.T @ (next(rules) @ U)).flatten(1)
+    half = U.T @ (grammar.prior @ next(rules).flatten(1)).view(v, v)
+    blocks = half.split(max(1, _ENTRIES_PER_BLOCK // U.shape[1]))
+    return sum(torch.special.entr(block @ U).sum().item() for block in blocks)
+
+
+def _tree_log_probabilities(grammar: TreeGrammar, trees: list[Tensor]) -> Tensor:
+    """`ln P(tree)` of each tree, `(B,)` nats, given level by level as the grammar draws them."""
+    log_probability = grammar.prior[trees[0][:, 0]].log()
+    for level, T in zip(range(grammar.L - 1, -1, -1), rules_from_the_leaves(grammar), strict=True):
+        children = trees[level + 1]
+        log_probability += T[trees[level], children[:, ::2], children[:, 1::2]].log().sum(1)
+    return log_probability

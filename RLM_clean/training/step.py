@@ -1,0 +1,141 @@
+"""One step of gradient descent as a pure function.
+
+It maps (parameters, optimizer state, batch, learning rate) to (parameters, optimizer state, loss): the forward pass,
+the gradient and the rule of the optimizer. backends.py says how it is taken.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from RLM_clean import init
+from RLM_clean.config import Config
+from RLM_clean.models.transformer import Dropout
+from RLM_clean.streams import stream_key
+
+Parameters = dict[str, Tensor]
+# The optimizer's tensors by name, then by parameter, as torch.optim names them: momentum_buffer, or exp_avg and so on.
+State = dict[str, Parameters]
+Scalars = dict[str, Tensor]
+_ADAM_BETAS, _ADAM_EPSILON = (0.9, 0.999), 1e-8
+
+
+class Loss(nn.Module):
+    """The training loss of a model on one batch, in the precision of the run: inputs `(B, T)`, targets -> `()`."""
+
+    def __init__(self, model: nn.Module, config: Config) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        bfloat16 = self.config.dtype == 'bfloat16'
+        # Weights that were cast for one graph must not be found by another: no cache.
+        with torch.autocast(inputs.device.type, torch.bfloat16, bfloat16, cache_enabled=False):
+            logits = init.task_logits(self.model, inputs, self.config)
+        return init.cross_entropy(logits, targets)
+
+
+class Step:
+    """The pure function of a model and its options: `step(parameters, state, inputs, targets, scalars)`.
+
+    It returns (parameters, state, loss) and changes nothing. inputs `(A, B, T)` are A batches whose gradients are
+    averaged; the scalars are those of `scalars_of`, at one step.
+    """
+
+    def __init__(self, model: nn.Module, config: Config) -> None:
+        self.config = config
+        self.loss = Loss(model, config)
+        self.keys = [f'model.{name}.key' for name, module in model.named_modules() if isinstance(module, Dropout)]
+
+    def __call__(
+        self, parameters: Parameters, state: State, inputs: Tensor, targets: Tensor, scalars: Scalars
+    ) -> tuple[Parameters, State, Tensor]:
+        gradients, loss = self.gradients(parameters, inputs, targets, scalars)
+        if self.config.grad_clip:
+            gradients = clip(gradients, scalars['grad_clip'])
+        if self.config.optim == 'sgd':
+            return *sgd(parameters, gradients, state, scalars, self.config), loss
+        return *adamw(parameters, gradients, state, scalars, self.config), loss
+
+    def gradients(
+        self, parameters: Parameters, inputs: Tensor, targets: Tensor, scalars: Scalars
+    ) -> tuple[Parameters, Tensor]:
+        """The gradient of the mean loss of all batches, and that loss."""
+
+        def mean_loss(parameters: Parameters) -> Tensor:
+            losses = []
+            for i in range(self.config.accumulation):
+                values = {f'model.{name}': p for name, p in parameters.items()}
+                if self.config.dropout:
+                    values |= dict.fromkeys(self.keys, scalars['keys'][i])
+                losses.append(torch.func.functional_call(self.loss, values, (inputs[i], targets[i])))
+            return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
+        return torch.func.grad_and_value(mean_loss)(parameters)
+
+
+def scalars_of(config: Config, steps: range) -> Scalars:
+    """What changes from step to step, or from run to run, by name; one row a step, float64 (keys: int64, `(S, A)`).
+
+    `lr`; with adam `t`, the number of the update from 1; and where they are not zero `momentum`, `weight_decay`,
+    `grad_clip` and the `keys` of the dropout masks.
+    """
+    c = config
+    rows: dict[str, list[Any]] = {'lr': [init.learning_rate(step, c) for step in steps]}
+    if c.optim == 'adam':
+        rows['t'] = [float(step + 1) for step in steps]
+    names = ('momentum', 'weight_decay', 'grad_clip') if c.optim == 'sgd' else ('weight_decay', 'grad_clip')
+    rows |= {name: [getattr(c, name)] * len(steps) for name in names if getattr(c, name)}
+    scalars = {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
+    if c.dropout:
+        keys = [[stream_key(c.seed_model, 'dropout', step, i) for i in range(c.accumulation)] for step in steps]
+        scalars['keys'] = torch.tensor(keys)
+    return scalars
+
+
+def clip(gradients: Parameters, limit: Tensor) -> Parameters:
+    """Gradients scaled down so that their common norm is at most `limit` (as torch.nn.utils.clip_grad_norm_ does)."""
+    norm = torch.stack([g.square().sum() for g in gradients.values()]).sum().sqrt()
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0).to(norm.dtype)
+    return {name: g * scale for name, g in gradients.items()}
+
+
+def sgd(
+    parameters: Parameters, gradients: Parameters, state: State, scalars: Scalars, config: Config
+) -> tuple[Parameters, State]:
+    """`m <- momentum m + g`, `p <- p - lr m`, g including weight_decay p: as torch.optim.SGD."""
+    directions, dtype = gradients, _precision(parameters)
+    if config.weight_decay:
+        decay = scalars['weight_decay'].to(dtype)
+        directions = {name: g + decay * parameters[name] for name, g in gradients.items()}
+    if config.momentum:
+        m, momentum = state['momentum_buffer'], scalars['momentum'].to(dtype)
+        directions = {name: momentum * m[name] + g for name, g in directions.items()}
+    lr = scalars['lr'].to(dtype)
+    updated = {name: p - lr * directions[name] for name, p in parameters.items()}
+    return updated, {'momentum_buffer': directions} if config.momentum else {}
+
+
+def adamw(
+    parameters: Parameters, gradients: Parameters, state: State, scalars: Scalars, config: Config
+) -> tuple[Parameters, State]:
+    """AdamW (I. Loshchilov and F. Hutter, arXiv:1711.05101), as torch.optim.AdamW: running means m of g and s of g^2,
+    `p <- (1 - lr weight_decay) p - lr / (1 - beta_1^t) m / (sqrt(s / (1 - beta_2^t)) + epsilon)`."""
+    beta_1, beta_2 = _ADAM_BETAS
+    lr, t, dtype = scalars['lr'], scalars['t'], _precision(parameters)
+    m = {name: x + (1 - beta_1) * (gradients[name] - x) for name, x in state['exp_avg'].items()}
+    s = {name: beta_2 * x + (1 - beta_2) * gradients[name].square() for name, x in state['exp_avg_sq'].items()}
+    root, rate = (1 - beta_2**t).sqrt().to(dtype), (lr / (1 - beta_1**t)).to(dtype)
+    kept = (1 - lr * scalars['weight_decay']).to(dtype) if config.weight_decay else 1.0
+    updated = {
+        name: kept * p - rate * (m[name] / (s[name].sqrt() / root + _ADAM_EPSILON)) for name, p in parameters.items()
+    }
+    return updated, {'exp_avg': m, 'exp_avg_sq': s}
+
+
+def _precision(parameters: Parameters) -> torch.dtype:
+    """That of the weights, which a scalar has to take: where there is one for each run, it would raise theirs."""
+    return next(iter(parameters.values())).dtype

@@ -1,0 +1,496 @@
+"""Figures: what is drawn is what was measured, it can be read, and the user's parameters of matplotlib stay."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import sys
+import types
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgba
+from matplotlib.figure import Figure
+
+from RLM_clean import plots
+from RLM_clean.analysis import counting
+from RLM_clean.config import Config
+from RLM_clean.datasets import RHM, RLM, TreeGrammar
+from RLM_clean.exact import correlations, entropies, inference, theory
+from RLM_clean.plots import style
+
+DYNAMICS = [
+    {'t': t, 'trainloss': 2.2 - 0.1 * i, 'testloss': 2.1 - 0.1 * i, 'excess': 1.1 - 0.1 * i}
+    for i, t in enumerate((0, 1, 3, 10, 30, 100, 300))
+]
+FLOORS = {0: (2.0, 0.0), 1: (1.5, 0.0), 3: (1.02, 0.01), 7: (1.0, 0.01)}
+
+SMALL = RLM(v=4, L=2, beta=1.5)
+SEQUENCES = SMALL.sequences(0, 3000)
+TREE = SMALL.trees(0, 1)
+BETAS = (0.5, 1.5, 3.0)
+GRAMMARS = [RLM(v, 2, beta, seed_rules=seed) for v in (4, 6) for beta in BETAS for seed in (1, 2)]
+OF_ONE_SIZE = [grammar for grammar in GRAMMARS if grammar.v == 4]
+RHM_SMALL = RHM(v=4, m=2, L=2)
+
+# Every figure function, given axes or not.
+FIGURES: dict[str, Callable[..., Any]] = {
+    'learning_curve': lambda axes=None: plots.learning_curve(DYNAMICS, FLOORS, 1.0, 'a run', axes),
+    'learning_curve_of_all': lambda axes=None: plots.learning_curve(DYNAMICS, {0: (2.0, 0.0)}, 1.2, 'a run', axes),
+    'excess_curve': lambda axes=None: plots.excess_curve(DYNAMICS, axes, 'a run'),
+    'rule_maps': lambda axes=None: plots.rule_maps(SMALL, [2], axes=axes),
+    'ranked_rules': lambda axes=None: plots.ranked_rules(OF_ONE_SIZE[::2], axes),
+    'rule_entropies': lambda axes=None: plots.rule_entropies(GRAMMARS, axes),
+    'rule_participation': lambda axes=None: plots.rule_participation(GRAMMARS, axes),
+    'tree': lambda axes=None: plots.tree(TREE, axes),
+    'posterior_tree': lambda axes=None: plots.posterior_tree(SMALL, TREE, axes),
+    'ambiguity_by_level': lambda axes=None: plots.ambiguity_by_level([SMALL, RHM_SMALL], 32, axes),
+    'token_strips': lambda axes=None: plots.token_strips(SEQUENCES[:4], 4, 'sequences', axes),
+    'token_frequencies': lambda axes=None: plots.token_frequencies(SMALL, SEQUENCES, axes),
+    'pair_frequencies': lambda axes=None: plots.pair_frequencies(SMALL, SEQUENCES, axes=axes),
+    'deviations': lambda axes=None: plots.deviations(SMALL, SEQUENCES, axes),
+    'entropies': lambda axes=None: plots.entropies(OF_ONE_SIZE, axes),
+    'ladder': lambda axes=None: plots.ladder([SMALL, RHM_SMALL], axes=axes),
+    'information_decay': lambda axes=None: plots.information_decay([*OF_ONE_SIZE, RHM_SMALL], axes),
+    'path_decay': lambda axes=None: plots.path_decay(RLM(v=4, L=4, beta=1.5), axes),
+}
+# Numbers that have no unit: counts, positions, symbols, ranks.
+WITHOUT_UNIT = {
+    'step', 'rank of the pair (b, c)', 'left child b', 'right child c', 'position of the token', 'sequence',
+    'tokens seen, k',
+}  # fmt: skip
+
+
+def first(axes: Any) -> Axes:
+    """The axes, or the first of an array."""
+    return np.ravel(axes)[0]
+
+
+def parameters() -> dict[str, Any]:
+    return {name: str(value) for name, value in matplotlib.rcParams.items()}
+
+
+@functools.cache
+def drawn(name: str) -> tuple[Figure, dict[str, Any], dict[str, Any]]:
+    """A figure that was rendered, and the global parameters before and after; each is made once."""
+    before = parameters()
+    figure: Any = first(FIGURES[name]()).figure
+    after = parameters()
+    FigureCanvasAgg(figure).draw()
+    return figure, before, after
+
+
+def axes_of(name: str) -> Any:
+    """The axes of a figure that was rendered."""
+    return drawn(name)[0].axes[0]
+
+
+def numbers(data: Any) -> np.ndarray:
+    """The data of a line; those of error bars are objects."""
+    return np.asarray(data, dtype=float)
+
+
+def box(artist: Any) -> Any:
+    return artist.get_window_extent(artist.figure.canvas.get_renderer())
+
+
+def overlapping(artists: list[Any], slack: float = 1.0) -> list[tuple[str, str]]:
+    """The pairs of artists whose boxes share more than a pixel either way."""
+    boxes = [(str(artist), box(artist)) for artist in artists]
+    return [
+        (one, other)
+        for (one, a), (other, b) in combinations(boxes, 2)
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > slack and min(a.y1, b.y1) - max(a.y0, b.y0) > slack
+    ]
+
+
+def labels_of(axis: Any) -> list[Any]:
+    """The labels of the ticks of an axis that are seen."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    return [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
+
+
+# ---------------------------------------------------------------------- all figures
+
+
+@pytest.mark.parametrize('name', FIGURES)
+def test_every_axis_has_a_label_with_its_unit(name: str) -> None:
+    for axes in drawn(name)[0].axes:
+        labels = [axes.get_xlabel(), axes.get_ylabel()]
+        if axes.get_label() == '<colorbar>':
+            labels = [label for label in labels if label]
+            assert labels
+        for label in labels:
+            assert label in WITHOUT_UNIT or 'probability' in label or re.search(r'\(.+\)$', label), label
+
+
+@pytest.mark.parametrize('name', FIGURES)
+def test_lines_of_several_kinds_have_a_legend(name: str) -> None:
+    for axes in drawn(name)[0].axes:
+        named = axes.get_legend_handles_labels()[1]
+        if len(named) > 1:
+            legend = axes.get_legend()
+            assert legend is not None and [text.get_text() for text in legend.get_texts()] == named
+
+
+@pytest.mark.parametrize('name', FIGURES)
+def test_no_text_is_cut_or_lies_on_another(name: str) -> None:
+    figure = drawn(name)[0]
+    axes: Any
+    for axes in figure.axes:
+        around: list[Any] = [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
+        texts = [text for text in (*around, *axes.texts) if text.get_text()]
+        texts += labels_of(axes.xaxis) + labels_of(axes.yaxis)
+        if axes.get_legend() is not None:
+            texts += [axes.get_legend()]
+        assert overlapping(texts) == []
+        for text in texts:
+            extent = box(text)
+            assert min(extent.x0, extent.y0) >= -1, text
+            assert extent.x1 <= figure.bbox.x1 + 1 and extent.y1 <= figure.bbox.y1 + 1, text
+
+
+@pytest.mark.parametrize('name', FIGURES)
+def test_a_figure_leaves_the_global_parameters_and_has_the_style(name: str) -> None:
+    figure, before, after = drawn(name)
+    assert before == after
+    assert figure.get_layout_engine() is not None and figure.dpi == 84
+    assert not figure.axes[0].spines['top'].get_visible()
+
+
+@pytest.mark.parametrize('name', FIGURES)
+def test_a_figure_draws_into_given_axes(name: str) -> None:
+    given = Figure().subplots()
+    before = parameters()
+    assert first(FIGURES[name](axes=given)) is given
+    assert parameters() == before
+    assert given.has_data()
+
+
+# ---------------------------------------------------------------------- the style
+
+
+def test_the_style_is_a_file_of_the_package_that_pyplot_knows_too() -> None:
+    with matplotlib.style.context('RLM_clean.plots.house'):
+        by_name = parameters()
+    with style.context():
+        assert parameters() == by_name
+        cycle = matplotlib.rcParams['axes.prop_cycle'].by_key()['color']
+    assert [to_hex(color) for color in cycle] == [color.lower() for color in style.CYCLE]
+
+
+def test_an_error_within_the_style_leaves_the_global_parameters() -> None:
+    before = parameters()
+    with pytest.raises(ValueError, match='do not fit one figure'):
+        plots.entropies(GRAMMARS)
+    assert parameters() == before
+
+
+# ---------------------------------------------------------------------- runs
+
+
+def test_the_learning_curve_draws_the_records_and_names_the_floors() -> None:
+    axes = axes_of('learning_curve')
+    curves = {line.get_label(): line for line in axes.get_lines()}
+    for label, key in (('training loss', 'trainloss'), ('test loss', 'testloss')):
+        assert list(curves[label].get_xdata()) == [record['t'] for record in DYNAMICS]
+        assert list(curves[label].get_ydata()) == [record[key] for record in DYNAMICS]
+    levels = sorted(float(line.get_ydata()[0]) for line in axes.get_lines() if len(line.get_xdata()) == 2)
+    assert levels == sorted(value for value, _ in FLOORS.values())
+    written = {text.get_text() for text in axes.texts}
+    assert {f'$H_{{{k}}}$ = {value:.3f}' for k, (value, _) in FLOORS.items()} <= written
+    (shade,) = axes.patches
+    assert shade.get_extents().y1 == pytest.approx(axes.transData.transform((0, 1.0))[1])
+
+
+def test_the_floor_of_several_targets_is_named_alone() -> None:
+    axes = axes_of('learning_curve_of_all')
+    assert 'floor = 1.200' in {text.get_text() for text in axes.texts}
+    assert [float(line.get_ydata()[0]) for line in axes.get_lines() if len(line.get_xdata()) == 2] == [1.2]
+
+
+def test_the_excess_is_on_log_axes_without_step_0_and_names_its_end() -> None:
+    axes = axes_of('excess_curve')
+    (line,) = axes.get_lines()
+    assert axes.get_xscale() == axes.get_yscale() == 'log'
+    assert list(line.get_ydata()) == [record['excess'] for record in DYNAMICS[1:]]
+    assert [text.get_text() for text in axes.texts] == [f'{DYNAMICS[-1]["excess"]:.2g}']
+
+
+def test_a_run_leaves_its_curve_and_its_excess_in_one_picture(tmp_path: Path) -> None:
+    language: Any = types.SimpleNamespace(floors=FLOORS, entropy=1.0)
+    path = tmp_path / 'run.png'
+    before = parameters()
+    plots.save_learning_curve(DYNAMICS, language, Config(outname=str(tmp_path / 'run')), path)
+    assert parameters() == before
+    height, width, _ = matplotlib.image.imread(path).shape
+    assert (width, height) == (1430, 546)
+
+
+# ---------------------------------------------------------------------- rules
+
+
+def test_rule_maps_draw_the_probabilities_and_the_least_colour_for_what_is_below() -> None:
+    rules = RHM_SMALL.level_rules(1)
+    for a, axes in zip((0, 3), plots.rule_maps(RHM_SMALL, [0, 3], level=1), strict=True):
+        (image,) = axes.get_images()
+        np.testing.assert_allclose(image.get_array(), rules[a].clamp(min=1e-5))
+        assert image.norm.vmin == 1e-5 and image.norm.vmax == 1
+
+
+def test_ranked_rules_are_sorted_and_averaged_over_symbols() -> None:
+    lines = axes_of('ranked_rules').get_lines()
+    assert [line.get_label() for line in lines] == [f'beta = {beta:g}' for beta in BETAS]
+    for line, grammar in zip(lines, OF_ONE_SIZE[::2], strict=True):
+        expected = np.mean([np.sort(grammar.M[a].flatten().numpy())[::-1] for a in range(4)], axis=0)
+        np.testing.assert_allclose(np.asarray(line.get_ydata()), expected)
+
+
+@pytest.mark.parametrize(
+    ('name', 'measure', 'mean', 'limit'),
+    [
+        ('rule_entropies', entropies.rule_entropy, theory.mean_rule_entropy, lambda beta: max(0, 1 - beta**2 / 4)),
+        ('rule_participation', entropies.participation_ratio, theory.mean_participation_ratio, lambda beta: 0),
+    ],
+)
+def test_rules_against_beta_are_the_measured_ones_and_those_of_theory(
+    name: str, measure: Callable, mean: Callable, limit: Callable
+) -> None:
+    axes = axes_of(name)
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    for v, points in zip((4, 6), axes.containers, strict=True):
+        unit = 2 * math.log(v) if name == 'rule_entropies' else 1.0
+        values = [
+            torch.cat([measure(grammar.M) for grammar in GRAMMARS if (grammar.v, grammar.beta) == (v, beta)]) / unit
+            for beta in BETAS
+        ]
+        np.testing.assert_allclose(numbers(points[0].get_xdata()), BETAS)
+        np.testing.assert_allclose(numbers(points[0].get_ydata()), [value.mean().item() for value in values])
+        heights = [bar[1, 1] - bar[0, 1] for bar in points[2][0].get_segments()]
+        np.testing.assert_allclose(heights, [2 * value.std().item() / math.sqrt(2 * v) for value in values])
+        x, y = lines[f'v = {v}'].get_data()
+        np.testing.assert_allclose(y, [mean(v, beta) / unit for beta in np.asarray(x)])
+    x, y = lines['v to infinity (REM)'].get_data()
+    below = np.asarray(x) <= 2
+    np.testing.assert_allclose(np.asarray(y)[below], [limit(beta) for beta in np.asarray(x)[below]], atol=1e-12)
+    assert lines['freezing, beta = 2'].get_xdata()[0] == 2
+
+
+# ---------------------------------------------------------------------- trees and sequences
+
+
+def test_a_tree_shows_every_symbol_at_its_place() -> None:
+    found = {text.get_position(): text.get_text() for text in axes_of('tree').texts}
+    places = [(2.5,), (1.5, 3.5), (1, 2, 3, 4)]
+    for level, row in enumerate(places):
+        for x, symbol in zip(row, TREE[level][0].tolist(), strict=True):
+            assert found.pop((x, level)) == str(symbol)
+    assert not found
+
+
+def test_the_posterior_tree_shows_probability_entropy_and_where_the_tokens_mislead() -> None:
+    rhm_tree = RHM_SMALL.trees(0, 1)
+    misled = 0
+    for grammar, trees in (
+        (SMALL, TREE),
+        (RHM_SMALL, rhm_tree),
+        (SMALL, SMALL.trees(1, 1)),
+        (SMALL, SMALL.trees(2, 1)),
+    ):
+        axes: Any = plots.posterior_tree(grammar, trees)
+        posteriors = inference.ancestor_posteriors(grammar, trees[-1])
+        hidden = [
+            (p[0, i], int(trees[level][0, i])) for level, p in enumerate(posteriors[:-1]) for i in range(2**level)
+        ]
+        written = [text.get_text() for text in axes.texts if '.' in text.get_text()]
+        assert written == [f'{p[symbol]:.2f}' for p, symbol in hidden]
+        nodes = [line for line in axes.get_lines() if line.get_marker() == 'o'][: len(hidden)]
+        for node, (p, symbol) in zip(nodes, hidden, strict=True):
+            share = torch.special.entr(p).sum().item() / math.log(grammar.v)
+            colour = matplotlib.colormaps['YlOrBr'](share)
+            np.testing.assert_allclose(to_rgba(node.get_markerfacecolor()), colour)
+            wrong = int(p.argmax()) != symbol
+            misled += wrong
+            assert (node.get_markeredgecolor() == style.BLUE) is wrong
+    assert misled  # otherwise the test is blind to rings
+
+
+def test_ambiguity_is_the_mean_entropy_of_the_posteriors_and_none_in_the_rhm() -> None:
+    of_rlm, of_rhm = axes_of('ambiguity_by_level').containers
+    leaves = SMALL.sequences(0, 32, 'floors')
+    expected = [torch.special.entr(p).sum(-1).mean().item() for p in inference.ancestor_posteriors(SMALL, leaves)[:-1]]
+    np.testing.assert_allclose(numbers(of_rlm[0].get_ydata()), expected)
+    np.testing.assert_allclose(numbers(of_rhm[0].get_ydata()), 0, atol=1e-9)
+
+
+def test_token_strips_have_a_field_a_token_of_the_colour_of_its_symbol() -> None:
+    axes = axes_of('token_strips')
+    assert [text.get_text() for text in axes.texts] == [str(symbol) for symbol in SEQUENCES[:4].flatten().tolist()]
+    colours: dict[str, set[Any]] = {}
+    for text, field in zip(axes.texts, axes.patches, strict=True):
+        colours.setdefault(text.get_text(), set()).add(field.get_facecolor())
+    assert all(len(found) == 1 for found in colours.values())
+    assert len(set().union(*colours.values())) == len(colours)
+    left = [field.get_x() for field in axes.patches[:4]]
+    assert left[2] - left[1] > left[1] - left[0]  # the middle of the tree parts more than a pair
+
+
+# ---------------------------------------------------------------------- tokens
+
+
+def test_frequencies_are_drawn_against_exact_probabilities() -> None:
+    for name, exact, sampled in (
+        ('token_frequencies', correlations.leaf_marginals(SMALL), counting.empirical_marginals(SEQUENCES, 4)),
+        ('pair_frequencies', correlations.joint(SMALL, 2, 3), counting.empirical_joint(SEQUENCES, 2, 3, 4)),
+    ):
+        (points,) = [line for line in axes_of(name).get_lines() if line.get_linestyle() == 'None']
+        seen = sampled.flatten() > 0
+        np.testing.assert_allclose(points.get_xdata(), exact.flatten()[seen])
+        np.testing.assert_allclose(points.get_ydata(), sampled.flatten()[seen])
+
+
+def test_pairs_that_were_not_seen_are_counted_in_the_legend() -> None:
+    axes = plots.pair_frequencies(RHM_SMALL, RHM_SMALL.sequences(0, 500))
+    unseen = int((counting.empirical_joint(RHM_SMALL.sequences(0, 500), 2, 3, 4) == 0).sum())
+    assert f'sampled; {unseen} of 16 not seen' in axes.get_legend_handles_labels()[1]
+
+
+def test_deviations_of_an_exact_sampler_are_those_of_chance_and_of_another_grammar_are_not() -> None:
+    # One token: 12 free counts. A deviation of z beyond 1.7 has a probability below 1e-4; the seed is fixed.
+    def deviation(axes: Axes) -> float:
+        (label,) = [label for label in axes.get_legend_handles_labels()[1] if label.startswith('one token')]
+        return float(label.rsplit(' ', 1)[1])
+
+    assert 0.3 < deviation(axes_of('deviations')) < 1.7
+    assert deviation(plots.deviations(RLM(v=4, L=2, beta=1.5, seed_rules=2), SEQUENCES)) > 3
+
+
+def test_entropies_against_beta_are_the_exact_ones() -> None:
+    lines = {line.get_label(): line for line in axes_of('entropies').get_lines()}
+    exact: dict[str, Callable[[RLM], float]] = {
+        'marginal $H(x_n)$': entropies.marginal,
+        'sequence, per token': lambda grammar: entropies.leaves_entropy(grammar)[0] / 4,
+        'floor $H(x_n|x_1..x_{n-1})$': lambda grammar: entropies.entropy(grammar)[0],
+    }
+    for label, measure in exact.items():
+        means = [np.mean([measure(grammar) for grammar in OF_ONE_SIZE if grammar.beta == beta]) for beta in BETAS]
+        np.testing.assert_allclose(np.asarray(lines[label].get_ydata()), means)
+    assert lines['ln v'].get_ydata()[0] == math.log(4)
+
+
+def test_the_ladder_is_that_of_the_window_entropies() -> None:
+    for grammar, line in zip((SMALL, RHM_SMALL), axes_of('ladder').containers, strict=True):
+        floors = entropies.window_entropies(grammar, range(4))
+        np.testing.assert_allclose(numbers(line[0].get_ydata()), [value for value, _ in floors.values()])
+
+
+def test_information_is_averaged_over_grammars_in_the_logarithm_beside_its_theory() -> None:
+    axes = axes_of('information_decay')
+    groups = [[grammar for grammar in OF_ONE_SIZE if grammar.beta == beta] for beta in BETAS]
+    for group, points in zip(groups, axes.containers[:3], strict=True):
+        information = np.array([correlations.mutual_information_by_distance(grammar) for grammar in group])
+        np.testing.assert_allclose(numbers(points[0].get_ydata()), np.exp(np.log(information).mean(0)))
+    dashed = [line for line in axes.get_lines() if line.get_linestyle() == '--' and len(line.get_xdata()) == 2]
+    for beta, line in zip(BETAS, dashed[:3], strict=True):
+        first_value, second_value = np.asarray(line.get_ydata())
+        assert second_value / first_value == pytest.approx(theory.random_second_eigenvalue(4, beta) ** 4)
+    # v (1 - m / v) / (2 m^(2h - 1)) with v = 4, m = 2
+    np.testing.assert_allclose(np.asarray(dashed[3].get_ydata()), [4 * 0.5 / 4, 4 * 0.5 / 16])
+
+
+def test_the_decay_between_the_ends_of_sub_trees_has_the_slope_of_the_eigenvalues() -> None:
+    grammar = RLM(v=4, L=4, beta=1.5)
+    exact, dashed = axes_of('path_decay').get_lines()
+    values = [correlations.mutual_information(grammar, 0, end) for end in (1, 3, 7, 15)]
+    np.testing.assert_allclose(np.asarray(exact.get_ydata()), values)
+    left, right = (theory.second_eigenvalue(matrix) for matrix in theory.transition_matrices(grammar.M))
+    line = np.asarray(dashed.get_ydata())
+    np.testing.assert_allclose(line[1:] / line[:-1], (left * right) ** 2)
+    assert line[2] == pytest.approx(values[2])
+
+
+def test_figures_of_languages_take_grammars_of_other_rules() -> None:
+    """As those of registered datasets: they have no beta, so neither a name nor a line of theory by it."""
+    own = [TreeGrammar(RLM(v=4, L=2, beta=1.5, seed_rules=seed).rules[0], 2) for seed in (1, 2)]
+    assert plots.language_name(own[0]) == 'own rules'
+    assert plots.language_name(own[0], sizes=True) == 'own rules, v = 4, L = 2'
+    assert plots.language_name(SMALL, sizes=True) == 'RLM, v = 4, L = 2, beta = 1.5'
+    for draw in (plots.ladder, plots.information_decay, plots.ambiguity_by_level):
+        figure: Any = draw([*own, SMALL]).figure
+        FigureCanvasAgg(figure).draw()
+        legend = figure.axes[0].get_legend()
+        assert [text.get_text() for text in legend.get_texts()].count('own rules') == 2
+    axes = plots.information_decay(own)
+    for grammar, points in zip(own, axes.containers, strict=True):  # not averaged: nothing says that they are alike
+        information = correlations.mutual_information_by_distance(grammar)
+        np.testing.assert_allclose(numbers(points[0].get_ydata()), information)
+    assert not [line for line in axes.get_lines() if line.get_linestyle() == '--']
+
+
+# ---------------------------------------------------------------------- the slider
+
+
+class FakeSlider:
+    """As much of ipywidgets' slider as is used: it remembers who observes it, and can be moved."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def observe(self, react: Callable, name: str) -> None:
+        assert name == 'value'
+        self.move = lambda value: react({'new': value})
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What a notebook would show, in order; what replaces a picture stands in its place."""
+    found: list[Any] = []
+
+    def display(thing: Any, display_id: bool = False) -> Any:
+        found.append(thing)
+        place = len(found) - 1
+        return types.SimpleNamespace(update=lambda other: found.__setitem__(place, other))
+
+    monkeypatch.setattr('IPython.display.display', display)
+    return found
+
+
+def draw_for_the_slider(beta: float) -> Axes:
+    return plots.ranked_rules([RLM(v=4, L=1, beta=beta)])
+
+
+def test_a_slider_draws_the_figure_again_where_ipywidgets_is(shown: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = types.ModuleType('ipywidgets')
+    module.SelectionSlider = FakeSlider
+    monkeypatch.setitem(sys.modules, 'ipywidgets', module)
+    before = parameters()
+    plots.slider(draw_for_the_slider, [1.0, 2.0], start=1.0)
+    control, picture = shown
+    assert control.options['options'] == [1.0, 2.0] and control.options['value'] == 1.0
+    control.move(2.0)
+    assert shown[1].data.startswith(b'\x89PNG') and shown[1].data != picture.data
+    assert parameters() == before
+
+
+def test_a_slider_is_a_plain_picture_where_ipywidgets_is_not(shown: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'ipywidgets', None)
+    plots.slider(draw_for_the_slider, [1.0, 2.0], start=2.0)
+    (picture,) = shown
+    assert picture.data.startswith(b'\x89PNG')
+
+
+def test_a_slider_that_starts_at_none_of_its_values_is_refused(shown: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r'start=3.0 is none of the values: use one of \[1.0, 2.0\]'):
+        plots.slider(draw_for_the_slider, [1.0, 2.0], start=3.0)
+    assert not shown

@@ -1,0 +1,393 @@
+"""The SLURM launcher, on a real SLURM of one node that is started for these tests: whatever SLURM does to a task, its
+runs end as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from documents import blocks
+from helpers import ROOT
+from small_runs import TINY, difference, read_log
+
+from RLM_clean.config import Config
+from RLM_clean.runs.files import RunFiles
+from RLM_clean.sweep import slurm, worker
+from RLM_clean.sweep.__main__ import group_limit, main
+from RLM_clean.sweep.plan import Plan, read_plan, save_plan
+from RLM_clean.sweep.slurm import Resources
+from RLM_clean.sweep.states import last_record
+from RLM_clean.training import lifecycle
+
+# One process has the cluster.
+pytestmark = pytest.mark.xdist_group('slurm')
+
+EXECUTION: dict[str, Any] = {'device': 'cpu', 'threads': 1}
+SCRIPTS = ROOT / 'tests' / 'slurm'
+# Two minutes are more than any test waits for one thing.
+PATIENCE = 120
+
+REASON = 'no SLURM to test on: as root, `bash tests/slurm/start.sh` installs one (Debian and its kin)'
+
+
+@pytest.fixture(scope='module')
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A SLURM of these tests' own, which SLURM's commands talk to; its jobs find the workers of the tests."""
+    pytest.importorskip('submitit', reason='no submitit to test with: pip install submitit')
+    if not shutil.which('slurmctld', path=f'{os.environ["PATH"]}:/usr/sbin:/sbin'):
+        pytest.skip(REASON)  # the script would install it: not unasked
+    folder = str(tmp_path_factory.mktemp('slurm'))
+    started = subprocess.run(['bash', SCRIPTS / 'start.sh', folder], capture_output=True, text=True)
+    try:
+        assert started.returncode == 0, started.stderr
+        # Jobs get the environment of those who submit them.
+        with mock.patch.dict(os.environ, SLURM_CONF=started.stdout.strip(), PYTHONPATH=str(ROOT / 'tests')):
+            yield
+    finally:
+        subprocess.run(['bash', SCRIPTS / 'stop.sh', folder], check=True)
+
+
+class Sweep:
+    """A sweep and the number of its job on the cluster."""
+
+    def __init__(self, plan: Plan, job: str = '') -> None:
+        self.plan, self.job = plan, job
+
+    @classmethod
+    def make(cls, folder: Path, runs: int, max_iters: int, group: int = 1) -> Sweep:
+        """A sweep over `runs` repetitions of a tiny run, in groups of a size."""
+        options = {name: value for name, value in TINY.items() if name not in EXECUTION} | {'max_iters': max_iters}
+        folder.mkdir()
+        plan = Plan(folder, (), options, repetitions=runs, execution=EXECUTION).grouped(group, lambda config: group)
+        save_plan(plan)
+        return cls(plan)
+
+    def launch(self, workers: int, work: str = 'slow_worker:work', **resources: Any) -> Sweep:
+        """Submits workers whose runs take 0.05 seconds a step or more."""
+        asked = Resources(**{'minutes': 10, 'memory': 0, **resources})
+        with mock.patch.object(slurm, '_WORK', work):
+            self.job = slurm.launch(self.plan, workers, asked)
+        return self
+
+    def said(self, task: int | None = None) -> str:
+        """What a task of the array has said so far, in all its lives; by default, what all have."""
+        pattern = f'{self.job}_*_log.out' if task is None else f'{self.job}_{task}_0_log.out'
+        return ''.join(path.read_text() for path in sorted((self.plan.folder / 'slurm').glob(pattern)))
+
+    def wait_for(self, text: str, tasks: Sequence[int | None] = (None,)) -> None:
+        """Waits until each of these tasks has said this; by default, until one has."""
+        self._wait(lambda: all(text in self.said(task) for task in tasks), repr(text))
+
+    def wait_for_step(self, step: int) -> None:
+        """Waits until all runs have a record of this step or a later one."""
+        logs = [RunFiles(member.config.outname).log for member in self.plan.members]
+        self._wait(lambda: all((last_record(log) or {'t': -1})['t'] >= step for log in logs), f'step {step}')
+
+    def wait(self) -> None:
+        """Waits until the job is over."""
+        self._wait(lambda: not self._queued(), 'the end')
+
+    def _queued(self) -> bool:
+        # A job that has ended a while ago is unknown, and squeue says so by an error.
+        done = subprocess.run(['squeue', '-h', f'--jobs={self.job}'], capture_output=True, text=True)
+        return bool(done.stdout.strip())
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            errors = ''.join(path.read_text() for path in (self.plan.folder / 'slurm').glob('*_log.err'))
+            assert time.monotonic() < end, f'waited in vain for {what}:\n{self.said()}\n{errors}'
+            time.sleep(0.1)
+
+    def assert_undisturbed(self, tmp_path: Path) -> None:
+        """All runs are there, each as this process trains it: the same files, but for the time they took."""
+        assert self.plan.group is not None
+        shape = self.plan.members[0].config
+        calm = Sweep.make(tmp_path / 'calm', len(self.plan.members), shape.max_iters, self.plan.group)
+        with mock.patch.object(lifecycle, 'save_learning_curve'):
+            assert worker.work(calm.plan.folder, EXECUTION)
+        for mine, other in zip(self.plan.members, calm.plan.members, strict=True):
+            assert difference(_contents(mine.config.outname), _contents(other.config.outname)) is None
+
+
+def _contents(outname: str) -> dict[str, Any]:
+    files = RunFiles(outname)
+    found: dict[str, Any] = {'log': read_log(files)}
+    for path in sorted(files.folder.glob(f'{files.outname.name}*.pt')):
+        found[path.name] = torch.load(path, weights_only=True)
+    assert files.final.name in found
+    return found
+
+
+def command(*words: str) -> None:
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+
+
+# ---------------------------------------------------------------------- on the cluster
+
+
+@pytest.fixture(scope='module')
+def out_of_time(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """A run of a minute in a task that may last a minute and saves 20 seconds before its end.
+
+    SLURM looks at time limits every 30 seconds, and sends the signal 30 seconds early rather than late: at the first
+    look when the task is 10 seconds old, or older. This begins before the other tests, which is a minute less to wait.
+    """
+    return Sweep.make(tmp_path_factory.mktemp('time') / 'sweep', runs=1, max_iters=1200).launch(1, minutes=1, notice=20)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('out_of_time')
+def test_an_array_trains_each_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line, in a folder of its own that the package is not in."""
+    monkeypatch.chdir(tmp_path)
+    words = [f'--{name}={value}' for name, value in TINY.items() if name != 'threads']
+    words += ['--outname=sweep', '--repetitions=5', '--launcher=slurm', '--workers=2', '--group=1']
+    assert main([*words, '--minutes=5', '--memory=0.5', '--gpus=1', '--partition=main']) == 0
+    job = re.search(r'job (\d+) of SLURM', capsys.readouterr().out)
+    assert job is not None
+    sweep = Sweep(read_plan('sweep', EXECUTION), job[1])
+    sweep.wait()
+    assert all(sweep.said().count(f'{member.name}: taken') == 1 for member in sweep.plan.members)
+    assert all(': taken' in sweep.said(task) for task in (0, 1))
+    sweep.assert_undisturbed(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('out_of_time')
+def test_a_task_that_is_asked_to_make_room_saves_and_is_requeued_and_goes_on(tmp_path: Path) -> None:
+    """By hand, by submitit's own signal, or by an administrator: then it is SLURM that requeues it.
+
+    The groups are shared out, so that each task comes back to its own.
+    """
+    sweep = Sweep.make(tmp_path / 'sweep', runs=6, max_iters=160, group=2).launch(3, split=True)
+    ways = (('scancel', '--signal=USR1'), ('scancel', '--signal=USR2'), ('scontrol', 'requeue'))
+    sweep.wait_for_step(20)
+    for task, way in enumerate(ways):
+        command(*way, f'{sweep.job}_{task}')
+    sweep.wait_for('interrupted at step', range(3))
+    sweep.wait()
+    for task, way in enumerate(ways):
+        said = sweep.said(task)
+        assert said.count(': interrupted at step') == said.count('going on from step') == 2
+        assert said.count(': taken') == 4
+        assert all(said.count(f' {member.name}: taken') == 2 for member in sweep.plan.groups[task])
+        assert (f'{sweep.job}_{task} is requeued' in said) == (way[0] == 'scancel')
+    sweep.assert_undisturbed(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('out_of_time')
+def test_a_task_that_is_cancelled_saves_and_does_not_come_back(tmp_path: Path) -> None:
+    sweep = Sweep.make(tmp_path / 'sweep', runs=1, max_iters=100).launch(1)
+    sweep.wait_for('step  20/100')
+    command('scancel', sweep.job)
+    sweep.wait()
+    assert ': interrupted at step' in sweep.said() and 'saved, and not requeued from here' in sweep.said()
+    assert not RunFiles(sweep.plan.members[0].config.outname).final.exists()
+    sweep.launch(1).wait()  # another job
+    assert 'going on from step' in sweep.said()
+    sweep.assert_undisturbed(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('out_of_time')
+def test_a_signal_is_heard_before_the_worker_is_there(tmp_path: Path) -> None:
+    """To load torch takes seconds, on a network disk a minute: the worker of this test does."""
+    (tmp_path / 'late_worker.py').write_text(
+        "import time\nprint('loading', flush=True)\ntime.sleep(2)\n"
+        "def work(*_):\n    print('working', flush=True)\n    return True\n"
+    )
+    with mock.patch.dict(os.environ, PYTHONPATH=str(tmp_path)):
+        sweep = Sweep.make(tmp_path / 'sweep', runs=1, max_iters=1).launch(1, 'late_worker:work')
+    sweep.wait_for('loading')
+    command('scancel', '--signal=USR1', sweep.job)
+    sweep.wait()
+    words = [line for line in sweep.said().splitlines() if not line.startswith('submitit')]
+    assert words == ['loading', f'{sweep.job} is requeued: saved, it goes on from there', 'loading', 'working']
+
+
+@pytest.mark.slow
+def test_a_task_that_is_out_of_time_is_requeued_and_goes_on_as_often_as_it_takes(
+    out_of_time: Sweep, tmp_path: Path
+) -> None:
+    out_of_time.wait()
+    said = out_of_time.said()
+    # A minute does not fit into two lives: the first lasts at most 40 seconds, and of the 30 until the next look the
+    # second spends six waiting in the queue.
+    assert said.count('is requeued') == said.count('going on from step') >= 2
+    assert 'CANCELLED' not in said and said.count('step    0/') == said.count('done at step 1200') == 1
+    out_of_time.assert_undisturbed(tmp_path)
+
+
+@pytest.mark.slow
+def test_tasks_that_are_preempted_are_requeued_and_go_on(out_of_time: Sweep, tmp_path: Path) -> None:
+    """In the partition's grace time they save and leave; then the job that is urgent runs, and then they do."""
+    out_of_time.wait()
+    sweep = Sweep.make(tmp_path / 'sweep', runs=2, max_iters=100).launch(2)
+    sweep.wait_for('step  20/100', range(2))
+    command('sbatch', '--partition=urgent', '--wait', f'--output={tmp_path}/urgent.txt', '--wrap=echo ran')
+    assert (tmp_path / 'urgent.txt').read_text() == 'ran\n'
+    assert not any('done at step' in sweep.said(task) for task in range(2))
+    sweep.wait()
+    for task in range(2):
+        assert sweep.said(task).count('is requeued') == sweep.said(task).count('going on from step') == 1
+    sweep.assert_undisturbed(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_documented_script_of_one_large_run_saves_and_is_requeued_and_goes_on(
+    cluster: None, tmp_path: Path
+) -> None:
+    """Two torchruns under srun that meet; on the one node that there is, and with a run that is not large."""
+    script = next(text for text in blocks('docs/sweeps.md', 'sh') if '#SBATCH' in text)
+    options = {**TINY, 'max_iters': 3000, 'optim': 'adam', 'print_freq': 1000}
+    words = ' '.join(f'--{name} {value}' for name, value in options.items())
+    for old, new in {
+        '--nodes=2': '--nodes=1', '--ntasks-per-node=1': '--ntasks-per-node=2', '#SBATCH --gpus-per-node=4\n': '',
+        '--cpus-per-task=16': '--cpus-per-task=1', '04:00:00': '10', 'large.txt': f'{tmp_path}/said.txt',
+        'outname=results/large': f'outname={tmp_path}/run', 'torchrun ': f'{sys.executable} -m torch.distributed.run ',
+        '--embedding_dim 512 --num_heads 8 --depth 8 --batch_size 512': words,
+    }.items():  # fmt: skip
+        assert script.count(old) == 1, old
+        script = script.replace(old, new)
+    (tmp_path / 'large.sh').write_text(script)
+    submit = ['sbatch', '--parsable', f'--chdir={ROOT}', str(tmp_path / 'large.sh')]
+    job = subprocess.run(submit, check=True, capture_output=True, text=True).stdout.strip()
+
+    def wait_until(condition: Callable[[], Any]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, (tmp_path / 'said.txt').read_text()
+            time.sleep(0.1)
+
+    files = RunFiles(tmp_path / 'run')
+    wait_until(lambda: (last_record(files.log) or {'t': 0})['t'] >= 64)
+    command('scancel', '--batch', '--signal=USR1', job)  # as SLURM does near the end of the time
+    wait_until(files.final.exists)
+    said = (tmp_path / 'said.txt').read_text()
+    assert said.count('SIGTERM: saved at step') == said.count('going on from step') == 1
+    with mock.patch.object(lifecycle, 'save_learning_curve'):
+        lifecycle.train(Config(outname=str(tmp_path / 'one'), **options), lambda line: None)
+    for record, other in zip(read_log(files), read_log(RunFiles(tmp_path / 'one')), strict=True):
+        assert record['testloss'] == pytest.approx(other['testloss'], rel=1e-4)
+
+
+def test_what_slurm_refuses_is_told_in_one_line(
+    cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sweep = Sweep.make(tmp_path / 'sweep', runs=1, max_iters=1)
+    with pytest.raises(ValueError, match=r'^SLURM refuses the jobs \(invalid partition specified: nowhere; .*\): .*$'):
+        sweep.launch(2, partition='nowhere')
+    assert capfd.readouterr() == ('', '')
+
+
+# ---------------------------------------------------------------------- without one
+
+
+@pytest.mark.parametrize(
+    ('left', 'trains', 'comes_back'), [(30.0, False, False), (30.0, True, True), (900.0, False, True)]
+)
+def test_a_task_whose_time_is_too_short_for_a_step_does_not_come_back(
+    left: float, trains: bool, comes_back: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """It would for ever. One that took a step does, and so does one that was preempted before it could."""
+    (tmp_path / 'run_config.pt').touch()
+    (tmp_path / 'run_t0.pt').touch()
+
+    def work(*_: Any) -> bool:
+        (tmp_path / 'other_config.pt').touch()
+        if trains:
+            (tmp_path / 'run_t8.pt').touch()
+        signal.raise_signal(signal.SIGUSR2)
+        return False
+
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(slurm, '_job', lambda: ('7_0', 'RUNNING', left))
+    monkeypatch.setattr(slurm, '_ask', lambda *words: asked.append(words))
+    monkeypatch.setattr(worker, 'work', work)
+    before = signal.getsignal(signal.SIGUSR2)
+    try:
+        end = slurm.run_task('RLM_clean.worker:work', str(tmp_path), EXECUTION, (1, 1), notice=20)
+    except SystemExit:
+        end = 'comes back'
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert end == ('comes back' if comes_back else 'out of time')
+    assert asked == ([('scontrol', 'requeue', '7_0')] if comes_back else [])
+    said = capsys.readouterr().out
+    assert said.count('\n') == 1 and ('give it more --minutes' in said) != comes_back
+
+
+@pytest.mark.parametrize(
+    ('text', 'seconds'),
+    [('0:59', 59), ('12:03', 723), ('1:00:00', 3600), ('2-03:00:01', 183601), ('INVALID', math.inf)],
+)
+def test_durations_are_read_as_slurm_writes_them(text: str, seconds: float) -> None:
+    assert slurm.seconds(text) == seconds
+
+
+def test_a_sweep_that_cannot_be_submitted_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv('PATH', str(tmp_path))
+    words = [f'--{name}={value}' for name, value in TINY.items() if name != 'threads']
+    assert main([*words, f'--outname={tmp_path / "sweep"}', '--repetitions=2', '--launcher=slurm']) == 2
+    assert capsys.readouterr().err.count('\n') == 1
+    assert not (tmp_path / 'sweep').exists()
+
+
+def test_groups_are_chosen_for_what_the_tasks_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for the machine that submits them: a login node has no GPU."""
+    config = Config(outname='run', num_features=128, device='cpu')
+    few = group_limit({'device': 'cpu'}, Resources(memory=0.1), most=False)(config)
+    some = group_limit({'device': 'cpu'}, Resources(memory=8), most=False)(config)
+    many = group_limit({}, Resources(gpus=1), most=False)(config)
+    assert 1 == few < some < many
+
+
+@pytest.mark.parametrize(
+    'options',
+    ({'minutes': 0}, {'minutes': 1.5}, {'memory': -1}, {'memory': float('nan')}, {'gpus': -1}, {'cpus': 0},
+     {'notice': 0}, {'partition': None}, {'split': 1}, {'notice': 60, 'minutes': 1}),
+    ids=str,
+)  # fmt: skip
+def test_resources_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
+    name, value = next(iter(options.items()))
+    with pytest.raises(ValueError, match=f'^{name}={value!r} .*: (use|lower)'):
+        Resources(**options)
+
+
+def test_what_is_missing_is_told_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = Sweep.make(tmp_path / 'sweep', runs=1, max_iters=1)
+    monkeypatch.setattr(slurm.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(ValueError, match='needs a package that is missing: pip install submitit'):
+        sweep.launch(1)
+    monkeypatch.setattr(slurm.importlib.util, 'find_spec', lambda name: name)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(ValueError, match=r"finds no sbatch: .* or launcher='local'$"):
+        sweep.launch(1)
+    assert [path.name for path in sweep.plan.folder.iterdir()] == ['sweep.json']
+
+
+def test_a_task_loads_nothing_slow_before_it_hears_signals() -> None:
+    """`run_task` hears them from its first line on: what its module loads comes before."""
+    loads = 'import sys, RLM_clean.slurm; print("torch" in sys.modules, "numpy" in sys.modules)'
+    run = subprocess.run([sys.executable, '-c', loads], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout == 'False False\n'

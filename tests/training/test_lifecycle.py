@@ -1,0 +1,423 @@
+"""Stopping and going on: whatever stops a run, and when, it ends as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from helpers import arguments
+from small_runs import TINY, assert_same_run, contents, make_trainer, quiet, tiny, train
+
+from RLM_clean import init
+from RLM_clean.config import Config
+from RLM_clean.main import main
+from RLM_clean.runs.files import RunFiles
+from RLM_clean.runs.run import load_run
+from RLM_clean.runs.storage import load
+from RLM_clean.training import lifecycle, loop
+from RLM_clean.training.lifecycle import Outcome, prepare_language
+from RLM_clean.training.loop import Trainer
+from RLM_clean.training.signals import Interruption
+
+# Two ways to train whose state is not the same: moments of two kinds or one, epochs, accumulated gradients.
+ADAM: dict[str, Any] = {'dropout': 0.1, 'optim': 'adam'}
+OFFLINE: dict[str, Any] = {'regime': 'offline', 'train_size': 40, 'accumulation': 2}
+REGIMES = pytest.mark.parametrize('regime', (ADAM, OFFLINE), ids=('adam-dropout', 'sgd-offline-accumulation'))
+
+
+# ---------------------------------------------------------------------- interrupted in this process
+
+
+class StopAt(Interruption):
+    """A signal that comes when the trainer is at one of these steps."""
+
+    def __init__(self, trainer: Trainer, steps: set[int]) -> None:
+        super().__init__()
+        self.trainer, self.steps = trainer, steps
+
+    def requested(self) -> bool:
+        return self.trainer.step in self.steps
+
+
+def run_with_stops(config: Config, stops: list[int]) -> Trainer:
+    """Trains with an interruption at each of these steps in turn, going on each time in a new trainer."""
+    files = RunFiles(config.outname)
+    files.folder.mkdir(exist_ok=True)
+    for stop in [*stops, None]:
+        trainer = make_trainer(config)
+        checkpoint = files.newest(quiet)
+        assert (checkpoint is None) == (not files.steps())
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+        finished = loop.run(trainer, files, StopAt(trainer, set() if stop is None else {stop}))
+        assert finished == (stop is None or stop == config.last_step)
+        if not finished:
+            assert trainer.step == stop == files.steps()[-1]
+            assert 'resume' in load(files.checkpoint(trainer.step))
+    files.previous.unlink(missing_ok=True)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    'options', ({**ADAM}, {**OFFLINE, 'checkpoints': False}), ids=('adam-dropout', 'offline-no-checkpoints')
+)
+def test_an_interruption_at_any_step_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Also at steps that have no checkpoint of their own: theirs is gone at the end."""
+    monkeypatch.setattr(loop, 'WINDOW', 4)  # so that windows end inside the run
+    options |= {'max_iters': 14, 'print_freq': 5}
+    whole = tiny(tmp_path / 'whole' / 'run', **options)
+    run_with_stops(whole, [])
+    for stop in range(whole.last_step + 1):
+        config = tiny(tmp_path / str(stop) / 'run', **options)
+        run_with_stops(config, [stop])
+        assert_same_run(config.outname, whole.outname)
+    kept = init.save_times(14, whole.save_freq) if whole.checkpoints else [14]
+    assert RunFiles(whole.outname).steps() == kept
+
+
+@REGIMES
+def test_interruptions_at_all_steps_change_nothing(tmp_path: Path, regime: dict[str, Any]) -> None:
+    whole, stopped = (tiny(tmp_path / name / 'run', max_iters=20, **regime) for name in ('whole', 'stopped'))
+    run_with_stops(whole, [])
+    run_with_stops(stopped, list(range(20)))
+    assert_same_run(stopped.outname, whole.outname)
+
+
+def test_an_interruption_does_not_move_an_early_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, 'WINDOW', 8)
+    options: dict[str, Any] = {'max_iters': 60, 'optim': 'adam', 'lr': 0.02}
+    trainer = make_trainer(tiny(**options))
+    losses = [trainer.update().item() for _ in range(24)]
+    options['loss_threshold'] = sum(losses[16:]) / 8 + 1e-6
+    whole = tiny(tmp_path / 'whole' / 'run', **options)
+    end = run_with_stops(whole, []).step
+    assert 8 < end <= 24
+    for stop in range(1, end):
+        config = tiny(tmp_path / str(stop) / 'run', **options)
+        trainer = run_with_stops(config, [stop])
+        assert trainer.stopped_early and trainer.step == end
+        assert_same_run(config.outname, whole.outname)
+
+
+# ---------------------------------------------------------------------- killed between two operations on files
+
+
+@pytest.mark.parametrize('checkpoints', (True, False), ids=('checkpoints', 'no-checkpoints'))
+def test_a_kill_between_any_two_operations_on_files_is_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: bool
+) -> None:
+    """The folder is copied around every renaming, link and removal: what a process killed there would leave."""
+    config = tiny(tmp_path / 'whole' / 'run', max_iters=4, checkpoints=checkpoints, **ADAM)
+    copies: list[Path] = []
+
+    def copy_folder() -> None:
+        copies.append(tmp_path / f'copy{len(copies)}')
+        shutil.copytree(tmp_path / 'whole', copies[-1])
+
+    replace, link, unlink = os.replace, os.link, Path.unlink
+
+    def copying_replace(source: Path, target: Path) -> None:
+        copy_folder()
+        replace(source, target)
+        copy_folder()
+
+    def copying_link(source: Path, target: Path) -> None:
+        copy_folder()
+        link(source, target)
+        copy_folder()
+
+    def copying_unlink(self: Path, missing_ok: bool = False) -> None:
+        unlink(self, missing_ok)
+        if 'tmp-' not in self.name:
+            copy_folder()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, 'replace', copying_replace)
+        patched.setattr(os, 'link', copying_link)
+        patched.setattr(Path, 'unlink', copying_unlink)
+        train(config)
+    assert len(copies) > 20
+    for copy in copies:
+        said: list[str] = []
+        left = [path for path in copy.iterdir() if 'tmp-' in path.name]
+        outcome = train(tiny(copy / 'run', max_iters=4, checkpoints=checkpoints, **ADAM), said.append)
+        assert outcome.step == 4
+        assert len(left) <= 1 and all(any(str(path) in line for line in said) for path in left)
+        assert_same_run(copy / 'run', config.outname)
+
+
+def test_a_truncated_newest_checkpoint_is_survived_with_a_line(tmp_path: Path) -> None:
+    """Wherever it is cut; and when the one before is cut as well, the run begins again."""
+    whole = tiny(tmp_path / 'whole' / 'run', **ADAM)
+    train(whole)
+    for stop, size, both in ((1, 0, False), (6, 1, False), (10, 100, False), (23, 10_000, False), (16, 100, True)):
+        hurt = tiny(tmp_path / f'{stop}' / 'run', **ADAM)
+        files = RunFiles(hurt.outname)
+        assert _train_until(hurt, stop).status == 'interrupted'
+        os.truncate(files.checkpoint(stop), size)
+        if both:
+            os.truncate(files.previous, size)
+        said: list[str] = []
+        assert train(hurt, said.append).status == 'done'
+        assert any('damaged' in line and str(files.checkpoint(stop)) in line for line in said)
+        assert any(line.startswith('going on from step') for line in said) == (not both)
+        assert_same_run(hurt.outname, whole.outname)
+
+
+def _train_until(config: Config, stop: int) -> Outcome:
+    """Trains from the beginning or goes on, to an interruption at step `stop`."""
+
+    class Stop(Interruption):
+        def __enter__(self) -> Interruption:
+            self.name = 'SIGTERM'
+            return self
+
+    before = loop.run
+
+    def run(trainer: Trainer, files: RunFiles, interruption: Interruption) -> bool:
+        return before(trainer, files, StopAt(trainer, {stop}))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(lifecycle, 'Interruption', Stop)
+        patched.setattr(lifecycle, 'run', run)
+        return train(config)
+
+
+def test_a_log_cut_short_is_made_whole(tmp_path: Path) -> None:
+    whole, hurt = (tiny(tmp_path / name / 'run', **ADAM) for name in ('whole', 'hurt'))
+    train(whole)
+    _train_until(hurt, 12)
+    log = RunFiles(hurt.outname).log
+    os.truncate(log, log.stat().st_size - 30)
+    records = len(load_run(hurt.outname).dynamics)
+    assert records == len(log.read_text().splitlines()) - 1  # the line that was cut is no record
+    train(hurt)
+    assert_same_run(hurt.outname, whole.outname)
+
+
+def test_a_complete_run_is_left_as_it_is(tmp_path: Path) -> None:
+    config = tiny(tmp_path / 'run')
+    train(config)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    outcome = train(config)
+    assert outcome.status == 'complete' and outcome.step == config.max_iters
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_restart_begins_again_and_leaves_nothing_of_the_run_before(tmp_path: Path) -> None:
+    train(tiny(tmp_path / 'new' / 'run', max_iters=6, seed_model=5))
+    train(tiny(tmp_path / 'old' / 'run', max_iters=24))
+    RunFiles(tmp_path / 'old' / 'run').curves.mkdir()  # TensorBoard would show them beside the new ones
+    again = tiny(tmp_path / 'old' / 'run', max_iters=6, seed_model=5, resume='restart')
+    assert train(again).status == 'done'
+    new, old = contents(tmp_path / 'new' / 'run'), contents(tmp_path / 'old' / 'run')
+    assert list(new) == list(old)
+    assert all(torch.equal(new['.pt']['model'][name], x) for name, x in old['.pt']['model'].items())
+
+
+# ---------------------------------------------------------------------- processes
+
+
+# Processes start from one that has imported the package, and what torch imports later, in a moment.
+_context = multiprocessing.get_context('forkserver')
+_context.set_forkserver_preload(['RLM_clean.main', 'torch._inductor'])
+
+
+def _work(words: list[str], output: str) -> None:
+    """What a process does: the command line without the picture, its output in a file."""
+    sys.argv = ['main.py', *words]
+    setattr(lifecycle, 'save_learning_curve', lambda *_: None)  # noqa: B010 (mypy minds an assignment)
+    with open(output, 'w', buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        status = main()
+    os._exit(status)
+
+
+class Process:
+    """A process that runs the command line of a tiny run."""
+
+    def __init__(self, outname: Path, **options: Any) -> None:
+        outname.parent.mkdir(exist_ok=True)
+        self.output = outname.parent.parent / f'{outname.parent.name}_output.txt'
+        self.output.write_text('')
+        words = arguments(**{'outname': outname, **TINY, **options})
+        self.process: ForkServerProcess = _context.Process(target=_work, args=(words, str(self.output)))
+        self.process.start()
+
+    def wait_for(self, *words: str) -> None:
+        """Waits until the process has said one of these words, or ended."""
+        while self.process.is_alive() and not any(word in self.said for word in words):
+            time.sleep(0.002)
+
+    def signal(self, number: int) -> None:
+        assert self.process.pid is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+
+    def end(self) -> int | None:
+        """Waits for the end; returns the exit status, minus the signal that killed the process."""
+        self.process.join()
+        return self.process.exitcode
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text()
+
+
+# Long enough to be killed in: about a second.
+LONG: dict[str, Any] = {'num_features': 16, 'embedding_dim': 16, 'batch_size': 64, 'max_iters': 400, 'save_freq': 4}
+
+
+@pytest.mark.slow
+@REGIMES
+def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, regime: dict[str, Any]) -> None:
+    """Each kill lands in training: it comes at random within a fifth of the run's length after its first line."""
+    options = LONG | regime | ({'train_size': 2000} if 'train_size' in regime else {})
+    whole = tmp_path / 'whole' / 'run'
+    process = Process(whole, **options)
+    process.wait_for('step')
+    start = time.monotonic()
+    assert process.end() == 0
+    length = time.monotonic() - start
+
+    moments = random.Random(20190320)
+    kills = runs = 0
+    while kills < 10:
+        outname = tmp_path / f'killed{runs}' / 'run'
+        runs += 1
+        while not RunFiles(outname).final.exists():
+            process = Process(outname, **options)
+            if kills < 10:
+                process.wait_for('step')
+                time.sleep(moments.uniform(0, length / 5))
+                process.signal(signal.SIGKILL)
+            status = process.end()
+            assert status in (0, -signal.SIGKILL)
+            kills += status != 0
+        assert_same_run(outname, whole)
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    """One run is stopped by three signals in turn, each soon after a record; the next process goes on."""
+    whole, stopped = tmp_path / 'whole' / 'run', tmp_path / 'stopped' / 'run'
+    other = Process(whole, **LONG, **ADAM)
+    files, step = RunFiles(stopped), 0
+    for name, after in (('SIGTERM', 64), ('SIGUSR1', 128), ('SIGINT', 256)):
+        process = Process(stopped, **LONG, **ADAM)
+        process.wait_for(f'step {after:3}/400')
+        process.signal(getattr(signal, name))
+        assert process.end() == 0
+        assert step == 0 or f'going on from step {step}\n' in process.said
+        step = files.steps()[-1]
+        assert after <= step < 400 and not files.final.exists()
+        assert process.said.endswith(f'{name}: saved at step {step}; the same command goes on from there\n')
+    process = Process(stopped, **LONG, **ADAM)
+    assert process.end() == 0 and other.end() == 0
+    assert f'going on from step {step}\n' in process.said and 'done at step 400' in process.said
+    assert_same_run(stopped, whole)
+
+
+@pytest.mark.slow
+def test_a_second_sigint_stops_at_once(tmp_path: Path) -> None:
+    outname = tmp_path / 'run' / 'run'
+    process = Process(outname, accumulation=20_000)  # a step of many seconds
+    process.wait_for('step  0/')
+    time.sleep(0.3)
+    process.signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.process.is_alive()
+    process.signal(signal.SIGINT)
+    start = time.monotonic()
+    assert process.end() == 130
+    assert time.monotonic() - start < 3
+    assert 'stopped at once; the same command goes on from the last checkpoint' in process.said
+    assert 'Traceback' not in process.said
+    assert load_run(outname).steps == [0] and 'resume' in load(RunFiles(outname).checkpoint(0))
+
+
+def test_a_signal_during_preparation_or_the_end_is_heard_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def signal_at_floors(line: str) -> None:
+        if line.startswith('best loss'):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(lifecycle, 'save_learning_curve', lambda *_: signal.raise_signal(signal.SIGTERM))
+    whole, stopped = tiny(tmp_path / 'whole' / 'run'), tiny(tmp_path / 'stopped' / 'run')
+    assert lifecycle.train(whole, quiet).status == 'done'
+    outcome = lifecycle.train(stopped, signal_at_floors)
+    assert outcome.status == 'interrupted' and outcome.step == 0
+    assert lifecycle.train(stopped, quiet).status == 'done'
+    assert_same_run(stopped.outname, whole.outname)
+
+
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """SIGHUP has its default action, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures('hangups')
+def test_an_interruption_hears_its_signals_and_leaves_the_handlers_as_they_were() -> None:
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    for number in numbers:
+        with Interruption() as interruption:
+            assert not interruption.requested()
+            signal.raise_signal(number)
+            assert interruption.requested() and interruption.name == number.name
+            if number != signal.SIGINT:
+                signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As under nohup, which has SIGHUP ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            signal.raise_signal(signal.SIGHUP)
+            assert not interruption.requested()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize('resume', ['auto', 'restart'])
+def test_a_second_process_on_the_same_run_is_refused_and_changes_nothing(tmp_path: Path, resume: str) -> None:
+    train(tiny(tmp_path / 'run', max_iters=4))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with RunFiles(tmp_path / 'run').claim():  # flock tells apart two openings of a file, be they of one process
+        with pytest.raises(ValueError, match='is being trained by another process'):
+            train(tiny(tmp_path / 'run', max_iters=4, resume=resume))
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert train(tiny(tmp_path / 'run', max_iters=4, resume=resume)).step == 4
+
+
+def test_a_run_that_another_process_begins_in_the_meantime_is_left_to_it(tmp_path: Path) -> None:
+    config = tiny(tmp_path / 'run', max_iters=4)
+
+    def other(*arguments: Any) -> Any:
+        (tmp_path / 'run_config.pt').write_bytes(b'of the other')
+        return prepare_language(*arguments)
+
+    with mock.patch.object(lifecycle, 'prepare_language', other), pytest.raises(ValueError, match='another process'):
+        train(config)
+    assert [path.name for path in tmp_path.iterdir()] == ['run_config.pt']

@@ -1,0 +1,202 @@
+"""What a run says while it works and at its end."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers import arguments
+from small_runs import TINY, make_trainer, quiet, tiny
+
+from RLM_clean.main import main, summary
+from RLM_clean.training import lifecycle, progress
+from RLM_clean.training.progress import Curves, Progress, format_seconds
+
+RECORD = {'t': 20, 'trainloss': 1.25, 'testloss': 1.5, 'testacc': 0.5, 'excess': 0.125, 'lr': 0.1, 'seconds': 3.0}
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The time that a run sees, in seconds: `now`."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: clock.now)
+    return clock
+
+
+# ---------------------------------------------------------------------- plain lines
+
+
+def test_off_a_terminal_each_record_is_a_plain_line_with_the_time_left(clock: SimpleNamespace) -> None:
+    stream = io.StringIO()
+    with Progress(0, 1000, 1.375, stream) as shown:
+        shown.record({**RECORD, 't': 0})
+        clock.now += 2
+        shown.advance(20)
+        shown.record(RECORD)
+    assert stream.getvalue() == (
+        'step    0/1000  train 1.2500  test 1.5000  excess 0.1250  floor 1.3750\n'
+        'step   20/1000  train 1.2500  test 1.5000  excess 0.1250  floor 1.3750  10 steps/s  0:01:38 left\n'
+    )
+
+
+def test_the_time_left_of_a_resumed_run_counts_its_own_steps_alone(clock: SimpleNamespace) -> None:
+    stream = io.StringIO()
+    with Progress(900, 1000, None, stream) as shown:
+        clock.now += 5
+        shown.advance(950)
+        shown.record({**RECORD, 't': 950, 'excess': None})
+    assert stream.getvalue() == 'step  950/1000  train 1.2500  test 1.5000  10 steps/s  0:00:05 left\n'
+
+
+def test_between_records_a_log_gets_a_line_a_minute(clock: SimpleNamespace) -> None:
+    stream = io.StringIO()
+    with Progress(0, 10_000, None, stream) as shown:
+        for second in range(1, 151):
+            clock.now += 1
+            shown.advance(2 * second)
+    assert stream.getvalue() == (
+        'step   122/10000  2 steps/s  1:22:19 left\nstep   244/10000  2 steps/s  1:21:18 left\n'
+    )  # fmt: skip
+
+
+def test_durations_are_hours_minutes_and_seconds() -> None:
+    assert [format_seconds(x) for x in (0, 0.4, 59.6, 61, 3599.7, 90_000)] == [
+        '0:00:00', '0:00:00', '0:01:00', '0:01:01', '1:00:00', '25:00:00'
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------- the bar
+
+
+def test_on_a_terminal_a_bar_shows_losses_excess_speed_and_the_time_left() -> None:
+    stream = Terminal()
+    with Progress(100, 1000, 1.375, stream) as shown:
+        shown.advance(400)
+        shown.record(RECORD)
+        assert shown.bar is not None
+        shown.bar.refresh()
+    last = stream.getvalue().split('\r')[-1]
+    assert re.search(r'40%\|.*\| 400/1000 \[[\d:]+<[\d:]+, .*step/s, test=1\.5000, excess=0\.1250\]', last)
+    assert 'floor' not in stream.getvalue() and stream.getvalue().endswith('\n')
+
+
+def test_a_bar_shows_no_excess_where_none_is_known() -> None:
+    stream = Terminal()
+    with Progress(0, 10, None, stream) as shown:
+        shown.record({**RECORD, 'excess': None})
+    assert 'test=1.5000' in stream.getvalue() and 'excess' not in stream.getvalue()
+
+
+def test_a_bar_is_closed_when_a_run_fails() -> None:
+    stream = Terminal()
+    with pytest.raises(ArithmeticError), Progress(0, 10, None, stream) as shown:
+        raise ArithmeticError
+    assert shown.bar is not None and shown.bar.disable and stream.getvalue().endswith('\n')
+
+
+# ---------------------------------------------------------------------- whole runs
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    monkeypatch.setattr(sys, 'argv', ['main.py', *arguments(**{**TINY, **options})])
+    assert main() == 0
+
+
+def test_a_run_says_its_floors_its_records_and_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outname = tmp_path / 'run'
+    run_main(monkeypatch, outname=outname)
+    lines = capsys.readouterr().out.splitlines()
+    records = [line for line in lines if line.startswith('step')]
+    assert records[0].startswith('step  0/24  train 2.') and 'left' not in records[0]
+    assert re.fullmatch(
+        r'step 24/24  train \d\.\d{4}  test \d\.\d{4}  excess \d\.\d{4}  floor \d\.\d{4}  [\d.]+ steps/s  0:00:00 left',
+        records[-1],
+    )
+    floor = re.findall(r'floor (\d\.\d{4})', records[-1])[0]
+    assert all(floor in line for line in records) and any(floor in line for line in lines if 'step' not in line)
+    losses = [float(re.findall(r'test (\d\.\d{4})', line)[0]) for line in records]
+    steps = [int(re.findall(r'step +(\d+)/', line)[0]) for line in records]
+    best = min(losses)
+    assert lines[-4:] == [
+        'done at step 24',
+        f'last test loss {losses[-1]:.4f}, best {best:.4f} at step {steps[losses.index(best)]} (nats)',
+        f'floor {floor}, excess over it {re.findall("excess (.*?) ", records[-1])[0]} (exact)',
+        f'results in {outname}.pt, learning curve in {outname}.png',
+    ]
+    run_main(monkeypatch, outname=outname)
+    again = capsys.readouterr().out.splitlines()
+    assert again == ['complete at step 24; it is not trained again (resume=restart does)', *lines[-3:]]
+
+
+def test_a_run_on_a_terminal_shows_a_bar_and_the_same_last_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, 'stdout', terminal)
+    run_main(monkeypatch, outname=tmp_path / 'run')
+    lines = terminal.getvalue().replace('\r', '\n').splitlines()
+    assert [line for line in lines if line.startswith('step ')] == []
+    assert any('24/24' in line and 'excess=' in line for line in lines)
+    assert lines[-4] == 'done at step 24' and lines[-1].startswith('results in')
+
+
+def test_the_summary_gives_the_error_of_a_sampled_excess() -> None:
+    best: dict[str, Any] = {'step': 20, 'loss': 1.5, 'model': {}}
+    for error, shown in ((0.0, '0.1250 (exact)'), (0.0123, '0.1250 +- 0.012')):
+        outcome = lifecycle.Outcome('stopped early', 20, [RECORD], best, 1.375, error)
+        lines = summary(outcome, 'results/x').splitlines()
+        assert lines[0] == 'stopped early at step 20'
+        assert lines[2] == f'floor 1.3750, excess over it {shown}'
+
+
+# ---------------------------------------------------------------------- TensorBoard
+
+
+class Writer:
+    """Keeps what a SummaryWriter would write."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.closed = folder, False
+        self.points: list[tuple[str, float, int]] = []
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        assert not self.closed
+        self.points.append((name, value, step))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_tensorboard_gets_each_record_and_the_floors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', SimpleNamespace(SummaryWriter=Writer))
+    language = make_trainer(tiny()).language
+    config: Any = SimpleNamespace(outname='results/x', tensorboard=True)
+    with Curves(config, language) as curves:
+        curves.add(RECORD)
+    writer = curves.writer
+    assert writer.closed and writer.folder == 'results/x_tensorboard'
+    assert {name: value for name, value, step in writer.points if step == 20} == {
+        'run/trainloss': 1.25, 'run/testloss': 1.5, 'run/testacc': 0.5, 'run/excess': 0.125, 'run/lr': 0.1,
+        'floors/0 tokens': language.marginal, 'floors/1 tokens': language.floors[1][0],
+        'floors/3 tokens': language.entropy, 'floors/task': language.entropy,
+    }  # fmt: skip
+
+
+def test_without_tensorboard_nothing_is_imported_or_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)  # importing it would fail
+    lifecycle.train(tiny(tmp_path / 'run'), quiet)
+    assert not (tmp_path / 'run_tensorboard').exists()
