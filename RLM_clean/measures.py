@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,18 @@ def kl_divergence(p: Tensor, log_q: Tensor) -> Tensor:
 # ---------------------------------------------------------------------- distance from the best predictors
 
 
+class Evaluation(NamedTuple):
+    """What a model is worth on the reference contexts: loss and excess in nats, accuracy from 0 to 1.
+
+    `excess_error` is the standard error of the excess: 0 where all contexts are summed over.
+    """
+
+    loss: float
+    accuracy: float
+    excess: float
+    excess_error: float
+
+
 @dataclass
 class Reference:
     """Contexts and the exact posteriors of what follows them, against which models are measured.
@@ -119,18 +131,28 @@ class Reference:
         return mean_and_error(self._per_context(torch.special.entr(self.posteriors).sum(-1)), self.weights)
 
     @torch.no_grad()
-    def divergence(self, model: nn.Module, logits: Logits = apply_model) -> Estimate:
-        """`E KL(P || q)`, q the model: the mean over contexts (and positions) of `sum_x P(x) ln(P(x) / q(x))`.
+    def evaluate(self, model: nn.Module, logits: Logits = apply_model) -> Evaluation:
+        """The loss, the accuracy and the excess of a model q on the contexts, in one pass.
 
-        Raises ValueError for logits at other positions than the posteriors.
+        All three are expectations over the exact posterior P of the target, so no draw of a target adds noise: the loss
+        is `E[-sum_x P(x) ln q(x)]`, the accuracy `E[P(argmax q)]`, the excess `E KL(P || q)`; the mean is over contexts
+        and positions. Raises ValueError for logits at other positions than the posteriors.
         """
-        divergences = []
+        divergences, accuracies = [], []
         for scores, rows, p in _evaluate(model, self.inputs, self.posteriors, logits):
             _check_logits(scores, rows, p.shape[:-1])
             log_q = torch.log_softmax(scores.to(p.device).double(), -1)  # beside p: mps has no float64
             log_q = log_q if rows is None else log_q[rows.to(p.device)]
             divergences.append(kl_divergence(p, log_q))
-        return mean_and_error(self._per_context(torch.cat(divergences)), self.weights)
+            accuracies.append(p.gather(-1, log_q.argmax(-1, keepdim=True)).squeeze(-1))
+        excess, error = mean_and_error(self._per_context(torch.cat(divergences)), self.weights)
+        accuracy, _ = mean_and_error(self._per_context(torch.cat(accuracies)), self.weights)
+        return Evaluation(self.floor()[0] + excess, accuracy, excess, error)
+
+    def divergence(self, model: nn.Module, logits: Logits = apply_model) -> Estimate:
+        """`E KL(P || q)`, q the model, and its standard error: the excess of `evaluate`."""
+        found = self.evaluate(model, logits)
+        return found.excess, found.excess_error
 
     def to(self, device: torch.device) -> Reference:
         """The same with its inputs where a model is."""
@@ -162,6 +184,43 @@ class Language:
     def rules(self) -> Tensor:
         """The rules, as they stand in files: `(v, v, v)` where all levels share them, `(L, v, v, v)` otherwise."""
         return self.grammar.rules[0] if self.grammar.shared else torch.stack(self.grammar.rules)
+
+
+def prepare_language(
+    grammar: TreeGrammar,
+    context_size: int,
+    objective: str = 'last',
+    known: dict[str, Any] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Language:
+    """A grammar with the exact losses of a task and the contexts that models are measured on.
+
+    `known` holds losses that were computed before, as `Language.losses` gives them; `say` gets a line for each one that
+    is computed.
+    """
+    whole = reference(grammar, context_size, objective)
+    if known is not None:
+        return Language(grammar, whole, known['entropy'], known['marginal'], known['floors'])
+    # The last window and the reference are the same contexts where both are sampled in the plain way.
+    plain = objective == 'last' and not entropies.summable(grammar, context_size)
+    floors: dict[int, Estimate] = {}
+    for k in entropies.window_ladder(context_size):
+        if k == context_size and plain and not entropies.chained(grammar, k):
+            floors[k] = whole.floor()
+        else:
+            floors |= entropies.window_entropies(grammar, [k], known=floors)
+        target = 'best loss' if objective == 'last' else 'best loss of the last token'
+        say(f'{target} from {k} {"token" if k == 1 else "tokens"}: {format_estimate(floors[k])} nats')
+    entropy = floors[context_size] if objective == 'last' else whole.floor()
+    if objective == 'all':
+        say(f'best loss of all tokens: {format_estimate(entropy)} nats')
+    return Language(grammar, whole, entropy[0], floors[0][0], floors)
+
+
+def format_estimate(estimate: Estimate) -> str:
+    """A value with its standard error where it has one."""
+    value, error = estimate
+    return f'{value:.4f} +- {error:.4f}' if error else f'{value:.4f}'
 
 
 def reference(
