@@ -11,7 +11,7 @@ import difflib
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -175,6 +175,24 @@ class Config:
             if name not in EXECUTION and stored.get(name, value) != value:
                 return name
         return None
+
+
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Config)}
+
+
+def format_value(value: Any) -> str:
+    """A value for names and messages: short, and different for different values."""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float):
+        return f'{value:g}' if float(f'{value:g}') == value else repr(value)
+    return str(value)
+
+
+def similar(name: str, names: Iterable[str]) -> str:
+    """The remedy of an error about an unknown name: the nearest of the known names, or where they are listed."""
+    close = difflib.get_close_matches(name, list(names), 1)
+    return f'did you mean {close[0]}?' if close else 'see --help'
 
 
 def _check_option(field: dataclasses.Field[Any], value: Any) -> None:

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from RLM_clean.config import format_value, similar
 from RLM_clean.plots.style import own_axes, save, shades, styled
-from RLM_clean.sweep.grid import format_value, similar
 from RLM_clean.sweep.results import Array, Results
 
 # More columns than these would be too small to read.

@@ -25,10 +25,10 @@ if importlib.util.find_spec('torch') is None:
 
 import torch
 
-from RLM_clean.config import EXECUTION, Config, make_parser
+from RLM_clean.config import DEFAULTS, EXECUTION, Config, make_parser
 from RLM_clean.sweep import local, slurm, worker
 from RLM_clean.sweep.arguments import Parser, number, parse, part, positive, positive_or_auto, whole
-from RLM_clean.sweep.grid import DEFAULTS, Request, merged, read_axis, read_toml
+from RLM_clean.sweep.grid import Request, merged, read_axis, read_toml
 from RLM_clean.sweep.plan import Plan, make_plan, plan_file, read_plan, save_plan
 from RLM_clean.sweep.results import collect
 from RLM_clean.sweep.states import claim, forget_failure, pending, state, table, totals

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from RLM_clean.sweep.grid import DEFAULTS, similar
+from RLM_clean.config import DEFAULTS, similar
 
 # Stands in for an option that was not given.
 _ABSENT = object()

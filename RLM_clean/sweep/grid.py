@@ -9,18 +9,15 @@ beta=0..1:3,2,4         both
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from RLM_clean.config import EXECUTION, Config
-
-DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Config)}
+from RLM_clean.config import DEFAULTS, EXECUTION, format_value, similar
 
 # What a run is named by and how it is computed is not what a sweep varies.
 _FIXED = EXECUTION | {'outname'}
@@ -44,21 +41,6 @@ class Axis:
     def to_dict(self) -> dict[str, list[Any]]:
         """The values of each option, for a file."""
         return {name: self.column(name) for name in self.names}
-
-
-def format_value(value: Any) -> str:
-    """A value as it stands in names and messages: short, and never that of another value."""
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, float):
-        return f'{value:g}' if float(f'{value:g}') == value else repr(value)
-    return str(value)
-
-
-def similar(name: str, names: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the one that may be meant, or where they are listed."""
-    close = difflib.get_close_matches(name, list(names), 1)
-    return f'did you mean {close[0]}?' if close else 'see --help'
 
 
 # ---------------------------------------------------------------------- axes

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from RLM_clean import __version__
-from RLM_clean.config import EXECUTION, Config
+from RLM_clean.config import DEFAULTS, EXECUTION, Config, format_value, similar
 from RLM_clean.runs.storage import atomic_write
 from RLM_clean.streams import stream_key
-from RLM_clean.sweep.grid import DEFAULTS, Axis, Request, check_axes, format_value, similar
+from RLM_clean.sweep.grid import Axis, Request, check_axes
 
 SEEDS = {'rules': 'seed_rules', 'sample': 'seed_sample', 'model': 'seed_model'}
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from RLM_clean.config import similar
 from RLM_clean.runs.files import Record, RunFiles
 from RLM_clean.runs.storage import atomic_write
 from RLM_clean.runs.storage import load as load_file
-from RLM_clean.sweep.grid import similar
 from RLM_clean.sweep.plan import Member, Plan, read_plan
 from RLM_clean.sweep.states import state
 
