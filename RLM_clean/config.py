@@ -1,6 +1,8 @@
 """The options of a run: each once, with its default, its help and its check.
 
-A `Config` is checked when it is made: what it holds can be run. `from_arguments` makes one from a command line.
+A `Config` checks its values when it is made, and asks nothing of the machine: a laptop can open the options of a run
+that only a cluster can train. `training.machine.check` asks the machine when a run begins. `from_arguments` makes a
+Config from a command line.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -129,7 +132,10 @@ class Config:
     )  # fmt: skip
     tensorboard: bool = option(False, 'output', 'write the curves for TensorBoard too (needs the package tensorboard)')
 
-    device: str = option('auto', 'machine', 'auto (cuda, mps or cpu, the first there is), cpu, cuda, cuda:1, mps')
+    device: str = option(
+        'auto', 'machine', 'auto (the first of cuda, mps and cpu that exists), cpu, cuda, cuda:1, mps',
+        (lambda x: re.fullmatch(r'auto|(cpu|cuda|mps)(:\d+)?', x) is not None, 'auto, cpu, cuda, cuda:1 or mps'),
+    )  # fmt: skip
     threads: int | str = option(
         'auto', 'machine', 'threads of the CPU; auto: one for small steps, else all cores',
         (lambda x: x == 'auto' or (x.isdecimal() and 1 <= int(x) <= 1024), 'auto, or a whole number, 1 to 1024'),
@@ -168,6 +174,13 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values, for a file."""
         return dataclasses.asdict(self)
+
+    def changes(self) -> dict[str, Any]:
+        """The options that differ from their defaults; outname, which always does, is left out."""
+        default = Config(num_layers=self.num_layers, outname=self.outname)
+        names = [name for name in DEFAULTS if getattr(self, name) != getattr(default, name)]
+        changed_depth = [] if self.num_layers == DEFAULTS['num_layers'] else ['num_layers']
+        return {name: getattr(self, name) for name in DEFAULTS if name in names + changed_depth}
 
     def first_difference(self, stored: dict[str, Any]) -> str | None:
         """The first option whose stored value differs and would change the run; None when there is none."""

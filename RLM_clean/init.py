@@ -142,16 +142,19 @@ def init_training(
     model: nn.Module, config: Config
 ) -> tuple[Criterion, optim.Optimizer, optim.lr_scheduler.LRScheduler]:
     """The criterion, the optimizer and the scheduler of the learning rate, stepped once after each update."""
-    c = config
-    parameters = list(model.parameters())
-    # One fused kernel for all weights: a small model's step is otherwise mostly overhead.
-    optimizer: optim.Optimizer
-    if c.optim == 'sgd':
-        optimizer = optim.SGD(parameters, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, fused=True)
-    else:
-        optimizer = optim.AdamW(parameters, lr=c.lr, weight_decay=c.weight_decay, fused=True)
+    optimizer = init_optimizer(model, config)
     scheduler = optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, config))
     return cross_entropy, optimizer, scheduler
+
+
+def init_optimizer(model: nn.Module, config: Config) -> optim.Optimizer:
+    """The optimizer of the weights that are trained: torch's SGD with momentum, or its AdamW."""
+    c = config
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # One fused kernel for all weights: a small model's step is otherwise mostly overhead.
+    if c.optim == 'sgd':
+        return optim.SGD(trained, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, fused=True)
+    return optim.AdamW(trained, lr=c.lr, weight_decay=c.weight_decay, fused=True)
 
 
 def learning_rate(step: int, config: Config) -> float:

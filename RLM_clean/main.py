@@ -1,45 +1,59 @@
-"""Trains one model: `python RLM_clean/main.py --outname results/my_run`, see --help for the options."""
+"""Trains one model: the whole story on a page. `python -m RLM_clean.main --help` lists the options."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
+from pathlib import Path
 
 if not __package__:  # started as a script: the package is the folder of this file
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 if importlib.util.find_spec('torch') is None:
-    sys.exit('rlm-train: error: torch is missing: `source .venv/bin/activate` after `bash code.sh`, or install it')
+    sys.exit('rlm-train: error: torch is not installed: run `bash code.sh` and `source .venv/bin/activate`')
 
-import torch
-
+from RLM_clean import init
 from RLM_clean.config import Config, from_arguments
-from RLM_clean.runs.files import RunFiles
-from RLM_clean.training import distributed, machine
-from RLM_clean.training.lifecycle import Outcome, train
-from RLM_clean.training.loop import DivergedError
+from RLM_clean.training import distributed, loop, machine
+from RLM_clean.training.lifecycle import Outcome, claim, outcome
+from RLM_clean.training.loop import DivergedError, Trainer
+from RLM_clean.training.progress import say
+
+
+def train(config: Config) -> Outcome:
+    """Trains one run from its options to its files. `RLM_clean.training.train` does the same from Python."""
+    # The files {outname}_config.pt, {outname}_t{step}.pt, ... are ours in this block (runs/files.py, docs/files.md).
+    # They say whether the run begins, goes on from a checkpoint, or is complete.
+    with claim(config) as run:
+        if run.complete is not None:
+            return run.complete
+
+        # The language: a random grammar with its sampler (datasets/), and what is known exactly of it (exact/): the
+        # best losses, and the contexts with exact posteriors on which models are measured (measures.py).
+        language = run.language()
+
+        # The model (models/), its optimizer, and what takes a step: eager, compiled or captured (training/backends.py).
+        model = init.init_model(config).to(run.machine.device).train()
+        optimizer = init.init_optimizer(model, config)
+        trainer = Trainer(config, language, model, optimizer, run.machine)
+        if run.interruption.requested():
+            return run.stopped_before_start(trainer)
+        run.start(trainer)
+
+        # The loop. Batch, dropout masks and learning rate are functions of the step alone.
+        #   at log-spaced steps: evaluate, write a record, save a checkpoint
+        #   between them: draw a batch, take the gradient of its loss, update the weights
+        if loop.run(trainer, run.files, run.interruption):
+            return run.finish(trainer)  # {outname}.pt with the last and the best model, and {outname}.png
+        say(f'{run.interruption.name}: saved at step {trainer.step}; the same command goes on from there')
+        return outcome(trainer, 'interrupted')
 
 
 def main() -> int:
     """Runs the command line; returns the exit status: 0 done or saved, 1 failed, 2 cannot be run as asked."""
     config = from_arguments()
-    if machine.processes() == 1:
-        return _train(config)
-    device = torch.device(machine.choose(config).device)
-    with distributed.joined(device):
-        if torch.distributed.get_rank() == 0:
-            return _train(config)
-        with machine.prepared(machine.choose(config), config.deterministic):
-            distributed.follow(config, device)
-    return 0
-
-
-def _train(config: Config) -> int:
     try:
-        outcome = train(config)
-        if outcome.status != 'interrupted':
-            print(summary(outcome, config.outname), flush=True)
+        result = train(config) if machine.processes() == 1 else distributed.train(config)
     except ValueError as error:
         return _fail(str(error), 2)
     except (DivergedError, OSError) as error:
@@ -50,27 +64,28 @@ def _train(config: Config) -> int:
         return _fail(f'memory ran out: lower batch_size={config.batch_size} or test_size={config.test_size}', 1)
     except KeyboardInterrupt:
         return _fail(f'stopped at once; the same command goes on from the last checkpoint of {config.outname}', 130)
+    if result is not None and result.status != 'interrupted':
+        say(summary(result, config))
     return 0
 
 
-def summary(outcome: Outcome, outname: str) -> str:
-    """The last lines of a run: the last and the best test loss, the floor, and where the results are."""
-    files = RunFiles(outname)
-    last, best = outcome.dynamics[-1], outcome.best
-    error = f' +- {outcome.excess_error:.2g}' if outcome.excess_error else ' (exact)'
-    again = '; it is not trained again (resume=restart does)' if outcome.status == 'complete' else ''
+def summary(result: Outcome, config: Config) -> str:
+    """The last lines of a run: its last and its best loss, its floor, and where the results are."""
+    last, best = result.dynamics[-1], result.best
+    error = f' +- {result.excess_error:.2g}' if result.excess_error else ' (exact)'
+    again = '; it is not trained again (resume=restart does that)' if result.status == 'complete' else ''
     return '\n'.join(
         (
-            f'{outcome.status} at step {outcome.step}{again}',
+            f'{result.status} at step {result.step}{again}',
             f'last test loss {last["testloss"]:.4f}, best {best["loss"]:.4f} at step {best["step"]} (nats)',
-            f'floor {outcome.entropy:.4f}, excess over it {last["excess"]:.4f}{error}',
-            f'results in {files.final}, learning curve in {files.picture}',
+            f'floor {result.entropy:.4f}, excess over it {last["excess"]:.4f}{error}',
+            f'results in {config.outname}.pt, learning curve in {config.outname}.png',
         )
     )
 
 
 def _fail(message: str, status: int) -> int:
-    print(f'rlm-train: error: {message}', file=sys.stderr)
+    say(f'rlm-train: error: {message}', sys.stderr)
     return status
 
 

@@ -7,7 +7,7 @@ The floors `H_k = H(x_n | last k tokens)` are the losses of the best predictors 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -176,6 +176,10 @@ class Language:
     entropy: float
     marginal: float
     floors: dict[int, Estimate]
+
+    def to(self, device: torch.device) -> Language:
+        """The same with its contexts where a model is."""
+        return replace(self, reference=self.reference.to(device))
 
     def losses(self) -> dict[str, Any]:
         """The exact losses, as they stand in files."""

@@ -11,10 +11,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from RLM_clean import init, measures
 from RLM_clean.config import Config
 from RLM_clean.runs.files import RunFiles
-from RLM_clean.training import lifecycle
-from RLM_clean.training.lifecycle import Outcome, prepare_language
+from RLM_clean.training import lifecycle, loop, machine
+from RLM_clean.training.lifecycle import Outcome
 from RLM_clean.training.loop import Trainer
 
 TINY: dict[str, Any] = {
@@ -37,13 +38,18 @@ def quiet(line: str) -> None:
 
 def train(config: Config, say: Callable[[str], None] = quiet) -> Outcome:
     """A whole run without its picture, which takes longer than all the rest."""
-    with mock.patch.object(lifecycle, 'save_learning_curve'):
+    with mock.patch('RLM_clean.plots.save_learning_curve'):
         return lifecycle.train(config, say)
 
 
 def make_trainer(config: Config) -> Trainer:
     """The trainer of a run at step 0."""
-    return Trainer(config, prepare_language(config, torch.device('cpu'), None, quiet), torch.device('cpu'))
+    return loop.make_trainer(config, make_language(config), machine.choose(config), quiet)
+
+
+def make_language(config: Config) -> measures.Language:
+    """The language of a run, with its exact floors."""
+    return measures.prepare_language(init.init_data(config), config.context_size, config.objective)
 
 
 def contents(outname: Path | str) -> dict[str, Any]:

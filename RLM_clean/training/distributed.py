@@ -21,11 +21,16 @@ from RLM_clean import init
 from RLM_clean.config import Config
 from RLM_clean.models.transformer import Dropout
 from RLM_clean.training import backends
-from RLM_clean.training.loop import BatchFeed
+from RLM_clean.training.batches import BatchFeed
 from RLM_clean.training.signals import Interruption
 
 # What process 0 says instead of a step.
 _END = -1
+
+
+def is_joined() -> bool:
+    """Whether this process is one of several that train a run together."""
+    return dist.is_available() and dist.is_initialized()
 
 
 @contextlib.contextmanager

@@ -1,37 +1,41 @@
-"""A whole run: from its options to its files, begun, resumed, or found complete."""
+"""A whole run, from its options to its files: claimed, begun or resumed, trained, finished.
+
+with claim(config) as run:              the files are this process's; they say whether the run begins or goes on
+    language = run.language()           rules, sampler, exact floors: computed, or read from the files
+    trainer = make_trainer(...)
+    run.start(trainer)                  writes the first file, or returns to the newest checkpoint
+    ...                                 the loop, in loop.py
+    run.finish(trainer)                 writes the final file and the picture
+"""
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from RLM_clean import init, measures
-from RLM_clean.config import Config
-from RLM_clean.exact import entropies
+from RLM_clean.config import Config, format_value
 from RLM_clean.measures import Language
-from RLM_clean.plots import save_learning_curve
 from RLM_clean.runs.files import Record, RunFiles
 from RLM_clean.runs.storage import save
-from RLM_clean.training import machine
-from RLM_clean.training.backends import CompilationError
-from RLM_clean.training.distributed import DistributedUpdate
-from RLM_clean.training.loop import Trainer, run
+from RLM_clean.training import loop, machine
+from RLM_clean.training.loop import Trainer, make_trainer
 from RLM_clean.training.machine import Machine
+from RLM_clean.training.progress import Say, say
 from RLM_clean.training.signals import Interruption
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a call of `train` ended: `status` is 'done', 'stopped early', 'complete' (already before) or 'interrupted'.
 
-    `dynamics` are the records so far, `best` is {'step', 'loss', 'model'}, `entropy` the floor in nats.
+    `dynamics` are the records so far, `best` is {'step', 'loss', 'excess', 'model'}, `entropy` the floor in nats.
     """
 
     status: str
@@ -42,42 +46,130 @@ class Outcome:
     excess_error: float
 
 
-def train(config: Config, say: Say = print) -> Outcome:
-    """Runs a training to its end or to an interruption, or goes on with the one that its files hold.
+def train(config: Config, say: Say = say) -> Outcome:
+    """Trains a run to its end or to an interruption, or goes on with the run that its files hold.
 
-    On SIGTERM, SIGUSR1 or SIGINT the step under way is finished and saved; a second SIGINT stops at once.
+    On SIGTERM, SIGUSR1, SIGHUP or SIGINT it finishes the step, saves and returns; a second SIGINT stops at once.
 
-    Raises ValueError when the files are those of another configuration or cannot be read, DivergedError when the loss
-    is no longer finite, OSError when a file cannot be written. Files that were good stay so.
+    Raises ValueError for options that this machine cannot run, and when the files belong to other options or cannot be
+    read; DivergedError when the loss is not finite any more; OSError when a file cannot be written. Files that were
+    good stay good.
     """
+    with claim(config, say) as run:
+        if run.complete is not None:
+            return run.complete
+        trainer = make_trainer(config, run.language(), run.machine, say)
+        return run.train(trainer)
+
+
+@contextmanager
+def claim(config: Config, say: Say = say) -> Iterator[ActiveRun]:
+    """Holds a run for this process while entered: its lock, its signals and the settings of the machine.
+
+    Raises what `train` raises; nothing has been written then but the folder.
+    """
+    machine.check(config)
+    files = RunFiles(config.outname)
     with ExitStack() as stack:
-        opened = open_run(config, stack, say)
-        if isinstance(opened, Outcome):
-            return opened
-        if not run(opened.trainer, opened.files, opened.interruption):
-            say(f'{opened.interruption.name}: saved at step {opened.trainer.step}; the same command goes on from there')
-            return opened.outcome('interrupted')
-        return opened.finish()
+        say(describe(config))
+        begun = _check_folder(config, files)
+        stored = _read_stored(config, files) if begun and config.resume != 'restart' else None
+        chosen = machine.choose(config, stored.get('machine') if stored else None)
+        stack.enter_context(machine.prepared(chosen, config.deterministic))
+        if begun:
+            stack.enter_context(files.claim())
+        run = ActiveRun(config, files, chosen, stored, stack, say)
+        if stored is not None and files.final.exists():
+            run.complete = _read_complete(config, files)
+            yield run
+            return
+        run.checkpoint = _find_checkpoint(config, files, stored, say)
+        _make_folder(config, files)
+        _clear(config, files, say)
+        run.interruption = stack.enter_context(Interruption())
+        yield run
 
 
 @dataclass
-class OpenedRun:
-    """A run that this process holds, at the step where it begins or goes on."""
+class ActiveRun:
+    """A run that this process holds: see `claim`.
+
+    Attributes:
+        machine: where and how it is computed.
+        stored: the content of its _config.pt; None for a run that begins.
+        checkpoint: the content of the checkpoint that it goes on from; None for a run that begins at step 0.
+        complete: the outcome of a run that is already at its end.
+        interruption: the signals that ask it to stop.
+    """
 
     config: Config
-    machine: Machine
     files: RunFiles
-    trainer: Trainer
-    interruption: Interruption
+    machine: Machine
+    stored: dict[str, Any] | None
+    stack: ExitStack
+    say: Say
+    checkpoint: dict[str, Any] | None = None
+    complete: Outcome | None = None
+    interruption: Interruption = field(default_factory=Interruption)
 
-    def outcome(self, status: str) -> Outcome:
-        """How it stands."""
-        t = self.trainer
-        return Outcome(status, t.step, t.dynamics, t.best, t.language.entropy, t.excess_error)
+    def language(self) -> Language:
+        """The language with its exact floors: from the files of a run that goes on, else computed."""
+        rules = None if self.stored is None else self.stored['rules']
+        grammar = init.init_data(self.config, self.machine.device, rules)
+        c = self.config
+        return measures.prepare_language(grammar, c.context_size, c.objective, self.stored, self.say).to(
+            torch.device(self.machine.device)
+        )
 
-    def finish(self) -> Outcome:
-        """Writes the file of the finished run and its picture, and removes what only resuming needed."""
-        trainer = self.trainer
+    def train(self, trainer: Trainer) -> Outcome:
+        """Starts a run, takes its steps, and finishes it; or saves it when it is interrupted."""
+        if self.interruption.requested():
+            return self.stopped_before_start(trainer)
+        self.start(trainer)
+        if loop.run(trainer, self.files, self.interruption):
+            return self.finish(trainer)
+        self.say(f'{self.interruption.name}: saved at step {trainer.step}; the same command goes on from there')
+        return outcome(trainer, 'interrupted')
+
+    def start(self, trainer: Trainer) -> None:
+        """Returns to the newest checkpoint of a run that goes on, and writes the first file of a run that begins."""
+        self.restore(trainer)
+        self.begin(trainer.language, trainer.machine)
+
+    def restore(self, trainer: Trainer) -> None:
+        """Brings a trainer to the newest checkpoint, where there is one."""
+        if self.checkpoint is None:
+            return
+        try:
+            trainer.restore(self.checkpoint)
+        except (KeyError, TypeError, ValueError, RuntimeError, StopIteration):
+            path = self.files.checkpoint(self.checkpoint['step'])
+            raise ValueError(
+                f'{path} belongs to another run: remove it, use another outname, or resume=restart'
+            ) from None
+        self.say(f'going on from step {trainer.step}')
+
+    def begin(self, language: Language, chosen: Machine) -> None:
+        """Writes _config.pt, where it is not there yet, and holds its lock."""
+        self.machine = chosen
+        if self.stored is not None:
+            return
+        content = {'config': self.config.to_dict(), 'machine': chosen.to_dict(), 'rules': language.rules()}
+        try:
+            save({**content, **language.losses()}, self.files.config, new=True)
+        except FileExistsError:  # another process has begun the same run in the meantime
+            raise self.files.busy() from None
+        self.stack.enter_context(self.files.claim())
+
+    def stopped_before_start(self, trainer: Trainer) -> Outcome:
+        """The outcome of a run that a signal stopped while it was set up: its files are as they were."""
+        self.say(f'{self.interruption.name}: stopped before the first step; the same command starts again')
+        return outcome(trainer, 'interrupted')
+
+    def finish(self, trainer: Trainer) -> Outcome:
+        """Writes the picture and the final file of a run, and removes what only resuming needed."""
+        from RLM_clean.plots import save_learning_curve  # slow to import, and not needed before
+
         output = {
             **trainer.language.losses(),
             'dynamics': trainer.dynamics,
@@ -90,112 +182,41 @@ class OpenedRun:
         save_learning_curve(trainer.dynamics, trainer.language, self.config, self.files.picture)
         save(content, self.files.final)
         _remove_surplus(self.config, self.files)
-        return self.outcome('stopped early' if trainer.stopped_early else 'done')
+        return outcome(trainer, 'stopped early' if trainer.stopped_early else 'done')
 
 
-def open_run(config: Config, stack: ExitStack, say: Say, alone: bool = True) -> OpenedRun | Outcome:
-    """Begins a run or goes on with it: checks, locks and writes its first file; the outcome of one that is complete.
-
-    Locks, signals and the settings of the machine stay until the stack is closed. The trainer of a run that is not
-    `alone` takes no steps of its own: those of its ensemble are compiled. Raises what `train` raises.
-    """
-    files = RunFiles(config.outname)
-    begun = _begun(config, files)
-    stored = _stored(config, files) if begun and config.resume != 'restart' else None
-    chosen = machine.choose(config, stored.get('machine') if stored else None)
-    device = stack.enter_context(machine.prepared(chosen, config.deterministic))
-    if begun:
-        stack.enter_context(files.claim())
-    if stored is not None and files.final.exists():
-        return _complete(config, files)
-    checkpoint = files.newest(say) if stored is not None else None
-    if config.resume == 'require' and checkpoint is None:
-        raise ValueError(f"resume='require' finds no checkpoint of outname={config.outname!r} to go on from: use auto")
-    _make_folder(config, files)
-    if config.resume == 'restart':
-        files.remove()
-    for leftover in files.leftovers():
-        leftover.unlink()
-        say(f'{leftover} was left by a killed process and is removed')
-    interruption = stack.enter_context(Interruption())
-    language = prepare_language(config, device, stored, say)
-    if alone:
-        trainer, chosen = _trainer(config, language, chosen, interruption, say)
-    else:
-        trainer = Trainer(replace(config, compile='off'), language, device)
-    if stored is None:
-        content = {'config': config.to_dict(), 'machine': chosen.to_dict(), 'rules': language.rules()}
-        try:
-            save({**content, **language.losses()}, files.config, new=True)
-        except FileExistsError:  # begun by another process in the meantime
-            raise files.busy() from None
-        stack.enter_context(files.claim())
-    if checkpoint is not None:
-        _restore(trainer, checkpoint, files)
-        say(f'going on from step {trainer.step}')
-    return OpenedRun(config, chosen, files, trainer, interruption)
+def outcome(trainer: Trainer, status: str) -> Outcome:
+    """The outcome of a run at the step where its trainer is."""
+    t = trainer
+    return Outcome(status, t.step, t.dynamics, t.best, t.language.entropy, t.excess_error)
 
 
-def _trainer(
-    config: Config, language: Language, chosen: Machine, interruption: Interruption, say: Say
-) -> tuple[Trainer, Machine]:
-    """The trainer on a machine, and that machine: without compilation where only `auto` asked for it and it fails."""
-    device = torch.device(chosen.device)
-    if torch.distributed.is_initialized():
-        trainer = Trainer(replace(config, compile='off'), language, device)
-        trainer.take_steps = DistributedUpdate(trainer.model, trainer.optimizer, config)
-        return trainer, replace(chosen, compile=False)
-    if chosen.compile and device.type == 'cpu':
-        say('compiling the step: some ten seconds, less when the same one was compiled before')
-    try:
-        return Trainer(replace(config, compile='on' if chosen.compile else 'off'), language, device), chosen
-    except CompilationError as error:
-        if interruption.requested():  # Ctrl-C ends the compiler too
-            raise KeyboardInterrupt from None
-        if config.compile == 'on':
-            raise ValueError(f"compile='on' fails ({error}): use auto or off") from None
-        say(f'the step could not be compiled ({error}): going on without')
-        return Trainer(replace(config, compile='off'), language, device), replace(chosen, compile=False)
+def describe(config: Config) -> str:
+    """One line with the options that differ from their defaults."""
+    changes = ' '.join(f'{name}={format_value(value)}' for name, value in config.changes().items())
+    return f'options: {changes}, all others at their defaults' if changes else 'all options at their defaults'
 
 
-def prepare_language(config: Config, device: torch.device, stored: dict[str, Any] | None, say: Say) -> Language:
-    """The language of a run with its exact losses; those in `stored`, the content of its file, are not made again."""
-    grammar = init.init_data(config, device, None if stored is None else stored['rules'])
-    reference = measures.reference(grammar, config.context_size, config.objective).to(device)
-    if stored is not None:
-        return Language(grammar, reference, stored['entropy'], stored['marginal'], stored['floors'])
-    floors: dict[int, entropies.Estimate] = {}
-    for k in entropies.window_ladder(config.context_size):
-        sampled = not entropies.summable(grammar, k) and not entropies.chained(grammar, k)
-        if config.objective == 'last' and k == config.context_size and sampled:
-            floors[k] = reference.floor()  # the same contexts: their posteriors are there already
-        else:
-            floors |= entropies.window_entropies(grammar, [k])
-        value, error = floors[k]
-        target = 'best loss' if config.objective == 'last' else 'best loss of the last token'
-        tokens = 'token' if k == 1 else 'tokens'
-        say(f'{target} from {k} {tokens}: {value:.4f}{f" +- {error:.4f}" if error else ""} nats')
-    entropy = floors[config.context_size] if config.objective == 'last' else reference.floor()
-    if config.objective == 'all':
-        say(f'best loss of all tokens: {entropy[0]:.4f}{f" +- {entropy[1]:.4f}" if entropy[1] else ""} nats')
-    return Language(grammar, reference, entropy[0], floors[0][0], floors)
+# ---------------------------------------------------------------------- what the files of a run hold already
 
 
-def _begun(config: Config, files: RunFiles) -> bool:
-    """Whether there are files of this run already."""
+def _check_folder(config: Config, files: RunFiles) -> bool:
+    """Whether the run has been begun. Raises ValueError for files that belong to no run that was begun."""
+    if os.path.isdir(config.outname):
+        raise ValueError(f'outname={config.outname!r} is a folder: give the path of a run in it, as results/my_run')
     try:
         begun, others = files.config.exists(), files.final.exists() or files.steps()
     except OSError as error:
         raise _no_folder(config, error) from None
     if others and not begun and config.resume != 'restart':
         raise ValueError(
-            f'outname={config.outname!r} has files but no {files.config}: use another name, or resume=restart'
+            f'outname={config.outname!r} has files but not {files.config}: use another name, or resume=restart'
         )
     return begun
 
 
-def _stored(config: Config, files: RunFiles) -> dict[str, Any]:
-    """What the files of the run hold of its options and its language, which must be those of `config`."""
+def _read_stored(config: Config, files: RunFiles) -> dict[str, Any]:
+    """The content of _config.pt, whose options must be those of `config`."""
     stored = files.load_config()
     name = config.first_difference(stored['config'])
     if name is not None:
@@ -206,12 +227,20 @@ def _stored(config: Config, files: RunFiles) -> dict[str, Any]:
     return stored
 
 
-def _restore(trainer: Trainer, checkpoint: dict[str, Any], files: RunFiles) -> None:
-    try:
-        trainer.restore(checkpoint)
-    except (KeyError, TypeError, ValueError, RuntimeError):
-        path = files.checkpoint(checkpoint['step'])
-        raise ValueError(f'{path} is of another run: remove it, use another outname, or resume=restart') from None
+def _read_complete(config: Config, files: RunFiles) -> Outcome:
+    content = files.load_final()
+    _remove_surplus(config, files)  # the process that wrote the final file may have been killed before it did
+    output = content['output']
+    return Outcome(
+        'complete', output['step'], output['dynamics'], content['best'], output['entropy'], output['excess_error']
+    )
+
+
+def _find_checkpoint(config: Config, files: RunFiles, stored: dict[str, Any] | None, say: Say) -> dict[str, Any] | None:
+    checkpoint = files.newest(say) if stored is not None else None
+    if config.resume == 'require' and checkpoint is None:
+        raise ValueError(f"resume='require' finds no checkpoint of outname={config.outname!r} to go on from: use auto")
+    return checkpoint
 
 
 def _make_folder(config: Config, files: RunFiles) -> None:
@@ -229,18 +258,18 @@ def _no_folder(config: Config, error: OSError) -> ValueError:
     )
 
 
+def _clear(config: Config, files: RunFiles, say: Say) -> None:
+    """Removes what a killed process left behind, and with resume=restart every file of the run."""
+    if config.resume == 'restart':
+        files.remove()
+    for leftover in files.leftovers():
+        leftover.unlink()
+        say(f'{leftover} was left by a killed process and is removed')
+
+
 def _remove_surplus(config: Config, files: RunFiles) -> None:
     """Removes what only resuming needed."""
     files.previous.unlink(missing_ok=True)
     if not config.checkpoints:
         for step in files.steps():
             files.checkpoint(step).unlink()
-
-
-def _complete(config: Config, files: RunFiles) -> Outcome:
-    content = files.load_final()
-    _remove_surplus(config, files)  # the process that wrote the file may have been killed before it did
-    output = content['output']
-    return Outcome(
-        'complete', output['step'], output['dynamics'], content['best'], output['entropy'], output['excess_error']
-    )

@@ -1,7 +1,7 @@
 """The loop: stochastic gradient descent on sequences of a language, with records, checkpoints and early stopping.
 
-The batch of a step, its dropout masks and its learning rate are functions of the step, so a run that was interrupted
-goes on from its newest checkpoint as if nothing had happened, bit for bit.
+The batch of a step, its dropout masks and its learning rate are functions of the step alone. A run that was
+interrupted therefore goes on from its newest checkpoint as if nothing had happened, bit for bit.
 """
 
 from __future__ import annotations
@@ -10,146 +10,130 @@ import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from RLM_clean import init
 from RLM_clean.config import Config
-from RLM_clean.datasets import TreeGrammar
 from RLM_clean.measures import Language, test
 from RLM_clean.runs.files import Record, RunFiles
-from RLM_clean.training.backends import make_update
-from RLM_clean.training.progress import Curves, Progress
+from RLM_clean.training import distributed
+from RLM_clean.training.backends import CompilationError, Update, make_update
+from RLM_clean.training.batches import BatchFeed
+from RLM_clean.training.machine import Machine
+from RLM_clean.training.progress import Curves, Progress, Say, say
 from RLM_clean.training.signals import Interruption
 
-# Losses are looked at, and early stopping decided, every so many steps: reading one from a GPU waits for it.
+# The losses of steps are read, and early stopping is decided, every so many steps: reading a loss waits for the GPU.
 WINDOW = 128
-# Sequences are drawn many steps ahead, at most so many tokens at a time.
-TOKENS_AHEAD = 2**21
 
 
 class DivergedError(ArithmeticError):
-    """The loss is no longer a number."""
-
-
-class BatchFeed:
-    """The training batches of a run by step, drawn ahead in chunks. What is drawn ahead changes nothing."""
-
-    def __init__(self, grammar: TreeGrammar, config: Config, device: torch.device) -> None:
-        self.grammar, self.config, self.device = grammar, config, device
-        tokens = config.batch_size * config.accumulation * 2**config.num_layers
-        self.chunk = max(1, min(WINDOW, TOKENS_AHEAD // tokens))
-        self.first = -1
-
-    def __call__(self, step: int, most: int = 1) -> tuple[Tensor, Tensor]:
-        """The batches of `most` steps from `step`, or of one where the chunk has no more: inputs and targets.
-
-        Inputs are `(S, A, B, T)`: S steps, A batches whose gradients are accumulated in each.
-        """
-        accumulation = self.config.accumulation
-        first = step - step % self.chunk
-        if first != self.first:
-            batches = self.grammar.batches(first * accumulation, self.chunk * accumulation, self.config.batch_size)
-            # Contiguous, so that each batch is one block of memory.
-            self.inputs, self.targets = (
-                x.contiguous().to(self.device).unflatten(0, (self.chunk, accumulation))
-                for x in init.select_task(*batches, self.config)
-            )
-            self.first = first
-        start = step - first
-        stop = start + (most if most <= self.left(step) else 1)
-        return self.inputs[start:stop], self.targets[start:stop]
-
-    def left(self, step: int) -> int:
-        """How many steps from this one have their batches in one chunk."""
-        return self.chunk - step % self.chunk
+    """The loss is not a finite number any more."""
 
 
 class Trainer:
-    """The state of a run and what changes it: updates and records.
+    """The state of a run and what changes it: steps of gradient descent and records.
 
-    Steps are compiled where `config.compile` is on (auto is for `machine.choose` to settle). Raises CompilationError
-    where that fails.
+    `machine` says where the model is and whether its step is compiled. Where only `auto` asked for compilation and it
+    fails, the steps are taken without, and the trainer's own `machine` says so. Raises ValueError where compile=on
+    fails.
     """
 
-    def __init__(self, config: Config, language: Language, device: torch.device) -> None:
-        self.config, self.language, self.device = config, language, device
-        self.model: nn.Module = init.init_model(config).to(device).train()
-        _, self.optimizer, _ = init.init_training(self.model, config)
-        self.take_steps = make_update(self.model, self.optimizer, config, compile=config.compile == 'on')
-        self.feed = BatchFeed(language.grammar, config, device)
+    def __init__(
+        self,
+        config: Config,
+        language: Language,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        machine: Machine,
+        say: Say = say,
+    ) -> None:
+        self.config, self.language, self.model, self.optimizer = config, language, model, optimizer
+        self.device = torch.device(machine.device)
+        self.machine, self.take_steps = _make_backend(config, model, optimizer, machine, say)
+        self.feed = BatchFeed(language.grammar, config, self.device)
         self.step = 0
         self.dynamics: list[Record] = []
         self.best: dict[str, Any] = {}
-        self.since_record: list[float] = []  # the losses since the last record
-        self.recent: list[float] = []  # those of the last WINDOW steps
+        self.since_record: list[float] = []  # the training losses since the last record
+        self.recent: list[float] = []  # the training losses of the last WINDOW steps
         self.seconds = 0.0
         self.stopped_early = False
         self.excess_error = 0.0  # the standard error of the last record's excess
 
+    # What a checkpoint keeps for resuming, beside the model and the optimizer.
+    RESUMED = ('dynamics', 'best', 'since_record', 'recent', 'seconds', 'stopped_early', 'excess_error')
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is at its end."""
+        return self.step == self.config.last_step or self.stopped_early
+
     def logits(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        """The logits for the targets of the task, in the precision of the run."""
+        """The model's logits for the targets of the task, in the precision of the run."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == 'bfloat16'):
             return init.task_logits(model, inputs, self.config)
 
+    def advance(self, end: int, interrupted: Callable[[], bool] = lambda: False) -> None:
+        """Takes steps until step `end` or an interruption, then reads their losses.
+
+        Raises DivergedError when a loss is not finite.
+        """
+        start = time.perf_counter()
+        losses = []
+        while self.step < end and not interrupted():
+            losses.append(self.update(end - self.step))
+        self.read_losses(torch.cat(losses).tolist() if losses else [])
+        self.seconds += time.perf_counter() - start
+
     def update(self, most: int = 1) -> Tensor:
-        """One step of gradient descent, or several where a launch takes as many; their losses, on the device."""
+        """One step of gradient descent, or several where a backend takes several per call; their losses `(S,)`."""
         per_call = self.take_steps.steps_per_call
         inputs, targets = self.feed(self.step, per_call if per_call <= most else 1)
         losses = self.take_steps(self.step, inputs, targets)
         self.step += len(losses)
         return losses
 
-    def advance(self, end: int, interrupted: Callable[[], bool] = lambda: False) -> None:
-        """Updates until step `end` or an interruption, then looks at the losses.
-
-        Raises DivergedError when one of them is not finite.
-        """
-        start = time.perf_counter()
-        losses = []
-        while self.step < end and not interrupted():
-            losses.append(self.update(end - self.step))
-        self.note(torch.cat(losses).tolist() if losses else [])
-        self.seconds += time.perf_counter() - start
-
-    def note(self, values: list[float]) -> None:
-        """Looks at the losses of the steps just taken. Raises DivergedError when one of them is not finite."""
+    def read_losses(self, values: list[float]) -> None:
+        """Takes in the losses of the steps just taken. Raises DivergedError when one of them is not finite."""
         for i, value in enumerate(values, start=self.step - len(values) + 1):
-            self._check('training loss', value, i)
+            self._check_finite('training loss', value, i)
         self.since_record += values
         self.recent = (self.recent + values)[-WINDOW:]
-        # Decided at fixed steps alone: an interruption must not move the end of a run.
+        # Decided at multiples of WINDOW only, so that an interruption cannot move the end of a run.
         if self.step % WINDOW == 0 and len(self.recent) == WINDOW:
             self.stopped_early = sum(self.recent) / WINDOW <= self.config.loss_threshold
 
     def record(self) -> Record:
-        """Measures the model at this step and adds the record; keeps the model when its test loss is the best.
+        """Measures the model at this step and adds the record; keeps the model when its excess is the smallest.
 
-        The training loss is the mean over the steps since the last record; at step 0, that of the first batch.
-        Raises DivergedError when a loss is not finite.
+        The training loss is the mean over the steps since the last record; at step 0, that of the first batch. Loss,
+        accuracy and excess are those of `Reference.evaluate`. Raises DivergedError when a loss is not finite.
         """
         start = time.perf_counter()
-        testloss, testacc = test(self.model, *self._batch('test', self.step, self.config.test_size), self.logits)
-        self._check('test loss', testloss, self.step)
+        found = self.language.reference.evaluate(self.model, self.logits)
+        self._check_finite('test loss', found.loss, self.step)
         if self.step == 0:
-            self.since_record = [test(self.model, *self._batch('train', 0, self.config.batch_size), self.logits)[0]]
-        excess, self.excess_error = self.language.reference.divergence(self.model, self.logits)
+            self.since_record = [self._loss_of_first_batch()]
+        self.excess_error = found.excess_error
         self.seconds += time.perf_counter() - start
         record: Record = {
             't': self.step,
             'trainloss': sum(self.since_record) / len(self.since_record),
-            'testloss': testloss,
-            'testacc': testacc,
-            'excess': excess,
+            'testloss': found.loss,
+            'testacc': found.accuracy,
+            'excess': found.excess,
             'lr': init.learning_rate(max(self.step - 1, 0), self.config),
             'seconds': self.seconds,
         }
         self.dynamics.append(record)
         self.since_record = []
-        if not self.best or testloss < self.best['loss']:
-            self.best = {'step': self.step, 'loss': testloss, 'model': self.weights()}
+        if found.excess < self.best.get('excess', math.inf):
+            self.best = {'step': self.step, 'loss': found.loss, 'excess': found.excess, 'model': self.weights()}
         return record
 
     def weights(self) -> dict[str, Tensor]:
@@ -159,91 +143,110 @@ class Trainer:
     def checkpoint(self) -> dict[str, Any]:
         """The content of a checkpoint: the model, its last record, and what resuming needs."""
         self.take_steps.settle(self.step)
-        resume = {name: getattr(self, name) for name in self._RESUMED}
+        resume = {name: getattr(self, name) for name in self.RESUMED}
         optimizer = self.optimizer.state_dict()
-        # Copies: a tensor that is a part of a larger one would be saved with all of it.
+        # Copies: a view into a larger tensor would be saved with all of it.
         state = {i: {name: x.clone() for name, x in part.items()} for i, part in optimizer['state'].items()}
         resume['optimizer'] = {**optimizer, 'state': state}
         return {'model': self.weights(), 'state': self.dynamics[-1], 'step': self.step, 'resume': resume}
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Goes back to the state of a checkpoint."""
+        """Returns to the state of a checkpoint."""
         resume = content['resume']
         self.step = content['step']
         self.model.load_state_dict(content['model'])
         self.optimizer.load_state_dict(resume['optimizer'])
         self.take_steps.bind()
-        for name in self._RESUMED:
+        for name in self.RESUMED:
             setattr(self, name, resume[name])
+        # Runs of the first version chose the best model by its test loss, and did not keep its excess.
+        if self.best and 'excess' not in self.best:
+            self.best['excess'] = next(r['excess'] for r in self.dynamics if r['t'] == self.best['step'])
 
-    _RESUMED = ('dynamics', 'best', 'since_record', 'recent', 'seconds', 'stopped_early', 'excess_error')
+    def _loss_of_first_batch(self) -> float:
+        inputs, targets = self.language.grammar.batch(0, self.config.batch_size)
+        inputs, targets = init.select_task(inputs, targets, self.config)
+        return test(self.model, inputs.to(self.device), targets.to(self.device), self.logits)[0]
 
-    def _batch(self, stream: str, step: int, size: int) -> tuple[Tensor, Tensor]:
-        inputs, targets = init.select_task(*self.language.grammar.batch(step, size, stream), self.config)
-        return inputs.to(self.device), targets.to(self.device)
-
-    def _check(self, name: str, value: float, step: int) -> None:
+    def _check_finite(self, name: str, value: float, step: int) -> None:
         if not math.isfinite(value):
             raise DivergedError(
                 f'the {name} is {value} at step {step}: lower lr={self.config.lr:g}, or limit the gradient by grad_clip'
             )
 
 
-class Session:
-    """A run under way: its records and its checkpoints, in its files at their times."""
+def make_trainer(config: Config, language: Language, machine: Machine, say: Say = say) -> Trainer:
+    """The trainer of a run at step 0, with the model and the optimizer of its options."""
+    model = init.init_model(config).to(machine.device).train()
+    return Trainer(config, language, model, init.init_optimizer(model, config), machine, say)
+
+
+def _make_backend(
+    config: Config, model: nn.Module, optimizer: optim.Optimizer, machine: Machine, say: Say
+) -> tuple[Machine, Update]:
+    """What takes the steps of a run, and the machine as it turned out: without compilation where that failed."""
+    if distributed.is_joined():
+        return replace(machine, compile=False), distributed.DistributedUpdate(model, optimizer, config)
+    if machine.compile and machine.device == 'cpu':
+        say('compiling the step: about ten seconds, less if the same step was compiled before')
+    try:
+        return machine, make_update(model, optimizer, config, machine.compile)
+    except CompilationError as error:
+        if config.compile == 'on':
+            raise ValueError(f"compile='on' fails ({error}): use auto or off") from None
+        say(f'the step could not be compiled ({error}): the run goes on without')
+        return replace(machine, compile=False), make_update(model, optimizer, config, compile=False)
+
+
+class Recorder:
+    """Makes the records and the checkpoints of a run at their steps, and writes them to its files."""
 
     def __init__(self, trainer: Trainer, files: RunFiles) -> None:
         self.trainer, self.files = trainer, files
         config, last = trainer.config, trainer.config.last_step
-        self.saves = set(init.save_times(last, config.save_freq))
+        self.save_times = set(init.save_times(last, config.save_freq))
         self.times = init.print_times(last, config.print_freq, config.save_freq)
-        self.records = set(self.times)
-        self.keep = self.saves if config.checkpoints else set()
+        self.kept = self.save_times if config.checkpoints else set()
         files.rewrite_log(trainer.dynamics)
-        files.retire_all(trainer.step, self.keep)
+        files.retire_all(trainer.step, self.kept)
         self.curves = Curves(config, trainer.language)
 
     def visit(self) -> Record | None:
         """Makes the record and the checkpoint that are due at this step, and returns the record if there was one."""
         trainer = self.trainer
         recorded = trainer.dynamics[-1]['t'] if trainer.dynamics else -1
-        if trainer.step == recorded or not (trainer.step in self.records or self.ended):
+        if trainer.step == recorded or not (trainer.step in self.times or trainer.ended):
             return None
         record = trainer.record()
         self.files.append_record(record)
         self.curves.add(record)
-        if trainer.step in self.saves or self.ended:
+        if trainer.step in self.save_times or trainer.ended:
             self.save()
         return record
 
     def save(self) -> None:
         """Saves a checkpoint."""
-        self.files.save_checkpoint(self.trainer.checkpoint(), self.keep)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the run is at its end."""
-        return self.trainer.step == self.trainer.config.last_step or self.trainer.stopped_early
+        self.files.save_checkpoint(self.trainer.checkpoint(), self.kept)
 
     @property
     def next_stop(self) -> int:
-        """The next step with a record, or at which losses are looked at."""
+        """The next step with a record, or at which losses are read."""
         step = self.trainer.step
         return min(self.times[bisect_right(self.times, step)], step - step % WINDOW + WINDOW)
 
 
 def run(trainer: Trainer, files: RunFiles, interruption: Interruption) -> bool:
-    """Updates, records and checkpoints until the end of the run (True) or an interruption (False)."""
-    session = Session(trainer, files)
-    with Progress(trainer.step, trainer.config.last_step, trainer.language.entropy) as progress, session.curves:
+    """Takes steps, makes records and saves checkpoints until the end of a run (True) or an interruption (False)."""
+    recorder = Recorder(trainer, files)
+    with Progress(trainer.step, trainer.config.last_step, trainer.language.entropy) as progress, recorder.curves:
         while True:
-            record = session.visit()
+            record = recorder.visit()
             if record is not None:
                 progress.record(record)
-            if session.ended:
+            if trainer.ended:
                 return True
             if interruption.requested():
-                session.save()
+                recorder.save()
                 return False
-            trainer.advance(session.next_stop, interruption.requested)
+            trainer.advance(recorder.next_stop, interruption.requested)
             progress.advance(trainer.step)

@@ -1,24 +1,27 @@
-"""Where and how a run is computed: its device, its threads, compiled or not; what `auto` means, from options alone.
+"""Where and how a run is computed: its device, its threads, whether its step is compiled, and what it needs in memory.
 
-Nothing here looks at a clock or at a cache: the same options choose the same, so that the same seeds give the same
-bits. What was chosen is kept in the files of a run, and a resumed run keeps it.
+`choose` decides what `auto` means from the options alone, never from a clock or a cache, so that the same seeds give
+the same bits. The decision is kept in the files of a run, and a resumed run keeps it. `check` refuses what this machine
+cannot run, before anything is written.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 
-if TYPE_CHECKING:
-    from RLM_clean.config import Config
+from RLM_clean.config import Config
 
+# Training batches are drawn ahead, for at most so many steps and so many tokens at a time.
+STEPS_AHEAD, TOKENS_AHEAD = 128, 2**21
 # Multiplications in a step below which one thread is used.
 _PRODUCTS_FOR_THREADS = 2 * 10**8
 # Steps from which compiling a step, some ten seconds, costs less than it saves.
@@ -52,20 +55,103 @@ def choose(config: Config, recorded: Mapping[str, Any] | None = None) -> Machine
 
 
 def resolve_device(device: str) -> torch.device:
-    """The torch device that an option names; auto is cuda, mps or cpu, the first there is.
+    """The torch device that an option names; auto is the first of cuda, mps and cpu that exists.
 
-    Raises ValueError for a name that torch does not know and for a device that is absent.
+    Raises ValueError for a device that this machine does not have.
     """
     mps = torch.backends.mps.is_available()
     if device == 'auto':
         return torch.device('cuda' if torch.cuda.is_available() else 'mps' if mps else 'cpu')
     kind, _, index = device.partition(':')
-    if kind not in ('cpu', 'cuda', 'mps') or not (device == kind or index.isdecimal()):
-        raise ValueError(f'device={device!r} is unknown: use auto, cpu, cuda, cuda:1 or mps')
     present = {'cpu': 1, 'cuda': torch.cuda.device_count(), 'mps': int(mps)}[kind]
     if int(index or 0) >= present:
         raise ValueError(f'device={device!r} is not on this machine: use auto or cpu')
     return torch.device(kind, int(index)) if index else torch.device(kind)
+
+
+def check(config: Config) -> None:
+    """Raises ValueError, with one sentence, for options that this machine cannot run."""
+    c = config
+    device = resolve_device(c.device)
+    if c.tensorboard and importlib.util.find_spec('tensorboard') is None:
+        raise ValueError('tensorboard=True needs a package that is not installed: pip install tensorboard')
+    if c.batch_size % processes():
+        raise ValueError(f'batch_size={c.batch_size} does not divide among {processes()} processes: use a multiple')
+    if c.compile == 'on' and processes() > 1:
+        raise ValueError("compile='on' is for runs of one process: use auto, or leave torchrun out")
+    if c.compile == 'on' and not can_compile(device):
+        remedy = 'use auto' if device.type == 'mps' else 'install g++, or use auto'
+        raise ValueError(f"compile='on' finds no compiler for device={c.device!r}: {remedy}")
+    present = memory_of(torch.device('cpu'))
+    for need in memory_needs(c):
+        if need.size > present:
+            name = max(need.powers, key=lambda name: getattr(c, name))
+            most = int(getattr(c, name) * (present / need.size) ** (1 / need.powers[name]))
+            raise ValueError(
+                f'{name}={getattr(c, name)} needs {need.size / 2**30:.0f} GiB for {need.of}, this machine has '
+                f'{present / 2**30:.0f}: use at most {most}'
+            )
+
+
+# ---------------------------------------------------------------------- memory
+
+
+class Need(NamedTuple):
+    """Bytes that a run needs for one thing, and the options that it grows with, each with its power."""
+
+    of: str
+    size: int
+    powers: dict[str, int]
+
+
+def memory_needs(config: Config) -> list[Need]:
+    """What a run holds in memory, about: the one model of memory for checks and for the size of groups."""
+    c = config
+    levels = c.num_layers if c.dataset == 'rhm' else 1
+    # An entry of the rules takes 4 bytes, 8 in the sampler's tables, and 8 in the float64 rules of exact inference,
+    # which floors from more than one token need.
+    entry = 12 + (8 if c.context_size > 1 else 0)
+    sequence = 8 * 2**c.num_layers
+    batch = c.accumulation * c.batch_size
+    ahead = 3 * min(STEPS_AHEAD * batch * sequence, 8 * TOKENS_AHEAD)  # sequences, inputs, and a copy to work on
+    positions = c.context_size if c.objective == 'all' else 1
+    return [
+        Need('the rules', entry * levels * c.num_features**3, {'num_features': 3}),
+        Need('the batches', max(ahead, sequence * batch), {'batch_size': 1, 'accumulation': 1}),
+        Need('the test sequences', sequence * c.test_size, {'test_size': 1}),
+        # A training set is drawn again each epoch: only its order is held, with the words that it is sorted by.
+        Need('the order of an epoch', 40 * c.train_size if c.regime == 'offline' else 0, {'train_size': 1}),
+        Need('the exact posteriors', 8 * min(4096 * c.num_features * positions, 2**24), {'num_features': 1}),
+        # Weights, their gradients, the states of the optimizer, and the models kept as the best and as the last.
+        Need('the weights', 32 * num_weights(c), {'embedding_dim': 2, 'ffwd_size': 1, 'depth': 1}),
+        Need('the activations', 4 * num_activations(c), {'batch_size': 1, 'accumulation': 1, 'depth': 1}),
+    ]
+
+
+def num_weights(config: Config) -> int:
+    """About the number of weights of a model."""
+    c = config
+    return c.depth * (4 + 2 * c.ffwd_size) * c.embedding_dim**2 + 2 * c.num_features * c.embedding_dim
+
+
+def num_activations(config: Config) -> int:
+    """About the number of activations that one step keeps for its gradient."""
+    c = config
+    positions = c.accumulation * c.batch_size * c.context_size
+    return positions * (c.depth * (8 + 3 * c.ffwd_size) * c.embedding_dim + 2 * c.num_features)
+
+
+def memory_of(device: torch.device) -> float:
+    """The bytes of memory of a device; infinite where the system does not say."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, OSError, ValueError):  # not a POSIX system
+        return math.inf
+
+
+# ---------------------------------------------------------------------- threads and compilation
 
 
 def step_products(config: Config) -> int:
@@ -78,8 +164,8 @@ def step_products(config: Config) -> int:
 def default_threads(config: Config) -> int:
     """The threads of a run that names none: one for small steps, all cores for large ones.
 
-    Small matrix products lose to the meeting of threads most of what these gain (docs/benchmarks.md). For them the
-    other cores are left to other runs, and the bits do not depend on how many there are.
+    On small matrix products, threads lose most of what they gain to waiting for each other (docs/benchmarks.md). One
+    thread leaves the other cores to other runs, and makes the bits independent of their number.
     """
     if step_products(config) // processes() < _PRODUCTS_FOR_THREADS:
         return 1
@@ -87,22 +173,12 @@ def default_threads(config: Config) -> int:
 
 
 def available_cores() -> int:
-    """The cores that this process may use, which a batch system may have made fewer than there are."""
+    """The cores that this process may use; a batch system may allow fewer than the machine has."""
     if 'SLURM_CPUS_PER_TASK' in os.environ:
         return int(os.environ['SLURM_CPUS_PER_TASK'])
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def memory_of(device: torch.device) -> float:
-    """The bytes of memory of a device; infinite where they are not told."""
-    if device.type == 'cuda':
-        return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    except (AttributeError, OSError, ValueError):  # not a POSIX system
-        return math.inf
 
 
 def processes() -> int:
@@ -113,9 +189,9 @@ def processes() -> int:
 def default_compile(config: Config, device: torch.device) -> bool:
     """Whether steps are compiled when the options leave it open: where a run is long enough to win back the time.
 
-    On the CPU compiling takes some ten seconds, and a step saves about half a millisecond a block of the model, which
-    is as much more to compile: the number of steps decides. A CUDA graph takes less than a second. Several batches a
-    step (accumulation) make a graph as many times as large.
+    On the CPU, compiling takes some ten seconds and saves about half a millisecond a step. A deeper model takes longer
+    to compile and saves as much more, so the number of steps decides. A CUDA graph takes less than a second. With
+    accumulation the graph grows with the number of batches, which does not pay.
     """
     if processes() > 1:
         return False
@@ -133,9 +209,9 @@ def can_compile(device: torch.device) -> bool:
 
 @contextmanager
 def prepared(machine: Machine, deterministic: bool) -> Iterator[torch.device]:
-    """The device, with the threads and the algorithms that a run asks for; both go back at the end.
+    """The device, with the threads and the algorithms that a run asks for set while entered.
 
-    A notebook that trains keeps its own settings, and those of one run do not reach the next.
+    Both are as they were afterwards: a notebook that trains keeps its own settings.
     """
     threads, were_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -143,7 +219,7 @@ def prepared(machine: Machine, deterministic: bool) -> Iterator[torch.device]:
     if deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     try:
-        if deterministic != were_deterministic:  # to set it takes torch over a second
+        if deterministic != were_deterministic:  # setting it takes torch over a second
             torch.use_deterministic_algorithms(deterministic)
         yield torch.device(machine.device)
     finally:

@@ -1,9 +1,14 @@
-"""What a run says while it works: a bar on a terminal, plain lines in a log, both with the time left."""
+"""What a run says while it works: a bar on a terminal, plain lines in a log, both with the time left.
+
+Output is a courtesy: a closed pipe, a full device or a terminal that lacks a character never decides how a run ends.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -12,29 +17,85 @@ from RLM_clean.config import Config
 from RLM_clean.measures import Language
 from RLM_clean.runs.files import RunFiles
 
+Say = Callable[[str], None]
+
 # Between two records, a log gets a line at least so often.
 _SECONDS_BETWEEN_LINES = 60.0
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Prints a line to a stream, by default the standard output, and flushes it. Never raises for trouble there."""
+    output = Output(sys.stdout if stream is None else stream)
+    output.write(f'{line}\n')
+    output.flush()
+
+
+class Output:
+    """A text stream whose failures are swallowed: writing to it always returns. None stands for a closed stream."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        """Writes a text; characters that the stream cannot encode are written as escapes."""
+        try:
+            if self.stream is not None:
+                self.stream.write(text)
+        except UnicodeEncodeError as error:
+            self.write(text.encode(error.encoding, 'backslashreplace').decode(error.encoding))
+        except (OSError, ValueError):  # a closed pipe, a full device; a file that was closed
+            self._give_up()
+
+    def flush(self) -> None:
+        """Flushes the stream."""
+        try:
+            if self.stream is not None:
+                self.stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        try:
+            return self.stream is not None and self.stream.isatty()
+        except ValueError:
+            return False
+
+    def fileno(self) -> int:
+        """The file descriptor of the stream, from which tqdm reads the width of the terminal."""
+        if self.stream is None:
+            raise OSError('the stream is closed')
+        return self.stream.fileno()
+
+    def _give_up(self) -> None:
+        """Lets what is buffered, and all that follows, go nowhere: the interpreter flushes its streams at its end."""
+        try:
+            if self.stream is not None:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        except (OSError, ValueError):
+            pass
+        self.stream = None
 
 
 class Progress:
     """Shows the steps of a run, its last record and an estimate of the time left."""
 
     def __init__(self, first: int, last: int, floor: float | None, stream: TextIO | None = None) -> None:
-        self.stream = stream if stream is not None else sys.stdout
+        self.stream = Output(sys.stdout if stream is None else stream)
         self.last = last
         self.floor = floor
         self.first, self.step = first, first
-        self.start = self.said = time.monotonic()
+        self.start = self.last_line = time.monotonic()
         self.bar: tqdm[Any] | None = None
         if self.stream.isatty():
             self.bar = tqdm(total=last, initial=first, unit='step', file=self.stream, dynamic_ncols=True)
 
     def advance(self, step: int) -> None:
-        """Tells that the run is at `step`."""
+        """Shows that the run is at `step`."""
         if self.bar is not None:
             self.bar.update(step - self.step)
         self.step = step
-        if self.bar is None and time.monotonic() - self.said > _SECONDS_BETWEEN_LINES:
+        if self.bar is None and time.monotonic() - self.last_line > _SECONDS_BETWEEN_LINES:
             self._say(f'step {step:>{len(str(self.last))}}/{self.last}')
 
     def record(self, record: dict[str, Any]) -> None:
@@ -62,12 +123,13 @@ class Progress:
             self.bar.close()
 
     def _say(self, line: str) -> None:
-        self.said = time.monotonic()
+        self.last_line = time.monotonic()
         done = self.step - self.first
         if done:
-            rate = done / (self.said - self.start)
+            rate = done / (self.last_line - self.start)
             line += f'  {rate:.3g} steps/s  {format_seconds((self.last - self.step) / rate)} left'
-        print(line, file=self.stream, flush=True)
+        self.stream.write(f'{line}\n')
+        self.stream.flush()
 
 
 class Curves:
