@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # started as a script: the package is the folder of this file
@@ -49,9 +50,12 @@ def train(config: Config) -> Outcome:
         return outcome(trainer, 'interrupted')
 
 
-def main() -> int:
-    """Runs the command line; returns the exit status: 0 done or saved, 1 failed, 2 cannot be run as asked."""
-    config = from_arguments()
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs a command line, by default that of the process.
+
+    Returns the exit status: 0 done or saved, 1 failed, 2 cannot be run as asked, 130 stopped at once.
+    """
+    config = from_arguments(words)
     try:
         result = train(config) if machine.processes() == 1 else distributed.train(config)
     except ValueError as error:
