@@ -1,9 +1,10 @@
-"""Locks on files: who holds a run. They end with the process that holds them, however it ends.
+"""Locks on files: which process trains a run. A lock ends with the process that took it, however that ends.
 
-On Linux they are open file description locks, which a process can ask about without taking them (`is_locked`); where
-there are none (macOS), `flock` takes them and POSIX locks answer. On a system or a file system without locks nothing
-is ever held.
+On Linux these are locks of an open file (F_OFD_SETLK), about which any process can ask without taking one
+(F_OFD_GETLK). Elsewhere `flock` takes them. Where the system or the file system has no locks, every file is free.
 """
+
+# filelock (PyPI) does not serve: it can only ask by taking the lock, so that asking makes another process fail.
 
 from __future__ import annotations
 
@@ -13,78 +14,119 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-# Another process may hold a lock for a moment, on its way out: seconds for which it is tried again.
+# A lock may be held only for a moment, by a process that is about to end: seconds for which it is tried again.
 _PATIENCE, _INTERVAL = 0.3, 0.02
-_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+_held: set[FileIO] = set()  # the files that this process has locked
 
 
 class BusyError(ValueError):
-    """A run that another process is training."""
+    """Another process trains the run."""
 
 
 @contextmanager
-def try_lock(path: Path, create: bool = False, patience: float = _PATIENCE) -> Iterator[IO[bytes] | None]:
-    """Holds the lock of a file while entered, and gives the open file; None when another process holds it.
+def try_lock(path: Path, create: bool = False, patience: float = _PATIENCE) -> Iterator[FileIO | None]:
+    """Locks a file while entered and gives the open file; None when another process keeps it for `patience` seconds.
 
-    `create` makes the file where there is none; otherwise it raises FileNotFoundError.
+    The lock is also refused to other calls in the same process, and children of a fork do not inherit it. `create`
+    makes the file when it is missing; otherwise that raises FileNotFoundError.
     """
-    # Open for writing: NFS has no exclusive locks on what is only read.
-    with open(path, 'a+b' if create else 'r+b') as file:
-        end = time.monotonic() + patience
-        while not _take(file):
-            if time.monotonic() >= end:
-                yield None
+    end = time.monotonic() + patience
+    while True:
+        # Open for writing: NFS gives exclusive locks only on files that can be written.
+        with FileIO(path, 'a+' if create else 'r+') as file:
+            if _lock(file) and _is_at(file, path):
+                _held.add(file)
+                try:
+                    yield file
+                finally:
+                    _held.discard(file)
                 return
-            time.sleep(_INTERVAL)
-        yield file
+        if time.monotonic() >= end:
+            break
+        time.sleep(_INTERVAL)
+    yield None
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of a file. It only asks: a process that wants the lock meanwhile gets it."""
+    """Whether a lock is held on a file; False when the file does not exist.
+
+    Asking does not disturb a process that wants the lock: on Linux because no lock is taken, elsewhere because
+    `try_lock` tries again.
+    """
+    if fcntl is None:
+        return False
     try:
-        with open(path, 'rb') as file:
-            return _asked(file)
+        with FileIO(path) as file:
+            found = _open_file_lock(file, 'F_OFD_GETLK')
+            if found is not None:
+                return struct.unpack('h', found[:2]) != (fcntl.F_UNLCK,)
+            return not _flock(file, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno in _WITHOUT_LOCKS:
+            return False
+        raise
+
+
+def _lock(file: FileIO) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        return _open_file_lock(file, 'F_OFD_SETLK') is not None or _flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        if error.errno in _WITHOUT_LOCKS:
+            return True
+        raise
+
+
+def _open_file_lock(file: FileIO, command: str) -> bytes | None:
+    """The answer of a command on locks of open files; None when the system does not know them."""
+    if not hasattr(fcntl, command):
+        return None
+    # `struct flock` of 64-bit Linux: an exclusive lock on all bytes of the file.
+    request = struct.pack('hhqqi0q', fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        return fcntl.fcntl(file, getattr(fcntl, command), request)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return None
+        raise
+
+
+def _flock(file: FileIO, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(file: FileIO, path: Path) -> bool:
+    """Whether a file still has its name: a process that begins a run again removes the file and makes a new one."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
         return False
 
 
-def _take(file: IO[Any]) -> bool:
-    if fcntl is None:
-        return True
-    try:
-        if hasattr(fcntl, 'F_OFD_SETLK'):
-            fcntl.fcntl(file, fcntl.F_OFD_SETLK, _whole_file())
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        if error.errno not in _WITHOUT_LOCKS:
-            raise
-    return True
+def _close_in_child() -> None:
+    # A lock lasts as long as any process has the file open: the children of a fork must not keep it.
+    while _held:
+        _held.pop().close()
 
 
-def _asked(file: IO[Any]) -> bool:
-    if fcntl is None:
-        return False
-    command = getattr(fcntl, 'F_OFD_GETLK', None) or fcntl.F_GETLK
-    try:
-        found = fcntl.fcntl(file, command, _whole_file())
-    except OSError as error:
-        if error.errno not in _WITHOUT_LOCKS:
-            raise
-        return False
-    return struct.unpack('hh', found[:4])[0] != fcntl.F_UNLCK
-
-
-def _whole_file() -> bytes:
-    """`struct flock` of Linux: an exclusive lock on all bytes of a file."""
-    return struct.pack('hhqqi0q', fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_close_in_child)
