@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,8 @@ while taken < 200:
 
 FORK_AND_HOLD = """
 with locks.try_lock(path) as file:
-    child = os.fork()
-    if child:
-        print(child, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)
     sys.stdin.read()
 """
 
@@ -183,21 +183,21 @@ def test_a_lock_that_is_held_for_a_moment_is_waited_for(
 
 
 @pytest.mark.usefixtures('kind')
-def test_a_file_that_was_replaced_while_waiting_is_locked_under_its_name(
+def test_a_file_that_is_replaced_before_its_lock_is_taken_is_locked_under_its_name(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that begins a run again removes its files: a lock on what it removed would keep nobody out."""
-    with ExitStack() as other:
-        other.enter_context(try_lock(path))
+    take = locks._lock
 
-        def replace_and_release(seconds: float) -> None:  # instead of a pause
-            path.unlink()
-            path.touch()
-            other.close()
+    def replace_first(file: FileIO) -> bool:
+        monkeypatch.setattr(locks, '_lock', take)
+        path.unlink()
+        path.touch()
+        return take(file)
 
-        monkeypatch.setattr(locks.time, 'sleep', replace_and_release)
-        with try_lock(path) as file:
-            assert file is not None and os.path.samestat(os.fstat(file.fileno()), path.stat())
+    monkeypatch.setattr(locks, '_lock', replace_first)
+    with try_lock(path) as file:
+        assert file is not None and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def test_children_of_a_fork_do_not_keep_a_lock(path: Path, start: Starter) -> None:
