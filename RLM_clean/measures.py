@@ -1,13 +1,13 @@
-"""What is measured of a model and of a language: losses, floors, and distances from the best possible predictors.
+"""What is measured of a model: its loss, its accuracy, and its excess over the best possible predictor.
 
-The floors `H_k = H(x_n | last k tokens)` are the losses of the best predictors that see k tokens; the last one,
-`H_(n-1)`, is the lowest loss of any model (the Bayes floor). All losses and entropies are in nats.
+A model is measured on reference contexts, for which the exact posterior of the next token is known. All losses and
+entropies are in nats; the floors `H_k` are those of exact.entropies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +15,30 @@ from torch import Tensor, nn
 
 from RLM_clean.datasets import TreeGrammar
 from RLM_clean.exact import entropies
-from RLM_clean.exact.entropies import Estimate, mean_and_error
+from RLM_clean.exact.entropies import Estimate, conditional_entropy, entropy, marginal, mean_and_error, window_entropies
 from RLM_clean.exact.inference import all_next_token_probs, next_token_probs
+
+# conditional_entropy, entropy, marginal and window_entropies are those of exact.entropies: the first version had them
+# here.
+__all__ = [
+    'Evaluation',
+    'Language',
+    'Logits',
+    'Reference',
+    'apply_model',
+    'bayes_floor',
+    'conditional_entropy',
+    'divergence_from_window',
+    'entropy',
+    'excess_loss',
+    'format_estimate',
+    'kl_divergence',
+    'marginal',
+    'prepare_language',
+    'reference',
+    'test',
+    'window_entropies',
+]
 
 Logits = Callable[[nn.Module, Tensor], Tensor]
 
@@ -85,7 +107,7 @@ def _check_logits(scores: Tensor, rows: Tensor | None, shape: torch.Size) -> Non
         )
 
 
-# ---------------------------------------------------------------------- entropies of the last token
+# ---------------------------------------------------------------------- distance from the best predictors
 
 
 def kl_divergence(p: Tensor, log_q: Tensor) -> Tensor:
@@ -95,9 +117,6 @@ def kl_divergence(p: Tensor, log_q: Tensor) -> Tensor:
     """
     # 0 times -inf is no number.
     return -(torch.special.entr(p) + (p * log_q).where(p > 0, 0)).sum(-1)
-
-
-# ---------------------------------------------------------------------- distance from the best predictors
 
 
 class Evaluation(NamedTuple):
@@ -167,8 +186,9 @@ class Reference:
 class Language:
     """A grammar with the exact losses of a task, in nats, and the contexts that models are measured on.
 
-    `entropy` is the lowest loss of any model, `marginal` that of a predictor that sees nothing, `floors` those of
-    predictors that see k tokens, {k: (value, standard error)}.
+    `entropy` is the lowest loss of any model, `marginal` that of a predictor that sees nothing, `floors` those of the
+    best predictors from k tokens, {k: (value, standard error)}. `contexts` says on how many sampled contexts each floor
+    rests, {k: number} as in `entropies.num_contexts`; empty for files of earlier versions, which do not say.
     """
 
     grammar: TreeGrammar
@@ -176,17 +196,18 @@ class Language:
     entropy: float
     marginal: float
     floors: dict[int, Estimate]
+    contexts: dict[int, int] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Language:
         """The same with its contexts where a model is."""
         return replace(self, reference=self.reference.to(device))
 
     def losses(self) -> dict[str, Any]:
-        """The exact losses, as they stand in files."""
-        return {'entropy': self.entropy, 'marginal': self.marginal, 'floors': self.floors}
+        """The exact losses, as files hold them."""
+        return {'entropy': self.entropy, 'marginal': self.marginal, 'floors': self.floors, 'contexts': self.contexts}
 
     def rules(self) -> Tensor:
-        """The rules, as they stand in files: `(v, v, v)` where all levels share them, `(L, v, v, v)` otherwise."""
+        """The rules, as files hold them: `(v, v, v)` where all levels share them, `(L, v, v, v)` otherwise."""
         return self.grammar.rules[0] if self.grammar.shared else torch.stack(self.grammar.rules)
 
 
@@ -199,32 +220,37 @@ def prepare_language(
 ) -> Language:
     """A grammar with the exact losses of a task and the contexts that models are measured on.
 
-    `known` holds losses that were computed before, as `Language.losses` gives them; `say` gets a line for each one that
-    is computed.
+    `known` holds losses that were computed before, as `Language.losses` gives them; `say` gets a line for each loss
+    that is computed, with its standard error and the number of sampled contexts where it is not an exact sum.
     """
     whole = reference(grammar, context_size, objective)
     if known is not None:
-        return Language(grammar, whole, known['entropy'], known['marginal'], known['floors'])
-    # The last window and the reference are the same contexts where both are sampled in the plain way.
-    plain = objective == 'last' and not entropies.summable(grammar, context_size)
+        return Language(grammar, whole, known['entropy'], known['marginal'], known['floors'], known.get('contexts', {}))
+    target = 'best loss' if objective == 'last' else 'best loss of the last token'
     floors: dict[int, Estimate] = {}
-    for k in entropies.window_ladder(context_size):
-        if k == context_size and plain and not entropies.chained(grammar, k):
+    contexts = {k: entropies.num_contexts(grammar, k) for k in entropies.window_ladder(context_size)}
+    for k, number in contexts.items():
+        # The last window and the reference are the same contexts where both are sampled in the plain way.
+        if objective == 'last' and number and k == context_size and not entropies.chained(grammar, k):
             floors[k] = whole.floor()
         else:
             floors |= entropies.window_entropies(grammar, [k], known=floors)
-        target = 'best loss' if objective == 'last' else 'best loss of the last token'
-        say(f'{target} from {k} {"token" if k == 1 else "tokens"}: {format_estimate(floors[k])} nats')
-    entropy = floors[context_size] if objective == 'last' else whole.floor()
-    if objective == 'all':
-        say(f'best loss of all tokens: {format_estimate(entropy)} nats')
-    return Language(grammar, whole, entropy[0], floors[0][0], floors)
+        say(f'{target} from {k} {"token" if k == 1 else "tokens"}: {format_estimate(floors[k], number)}')
+    if objective == 'last':
+        lowest = floors[context_size]
+    else:
+        lowest = whole.floor()
+        say(
+            f'best loss of all tokens: {format_estimate(lowest, 0 if whole.weights is not None else len(whole.inputs))}'
+        )
+    return Language(grammar, whole, lowest[0], floors[0][0], floors, contexts)
 
 
-def format_estimate(estimate: Estimate) -> str:
-    """A value with its standard error where it has one."""
+def format_estimate(estimate: Estimate, contexts: int = 0) -> str:
+    """A value in nats, with its standard error and the number of contexts that it rests on where it is sampled."""
     value, error = estimate
-    return f'{value:.4f} +- {error:.4f}' if error else f'{value:.4f}'
+    sampled = f' ({contexts} contexts)' if contexts else ''
+    return (f'{value:.4f} +- {error:.4f} nats' if error else f'{value:.4f} nats') + sampled
 
 
 def reference(

@@ -6,6 +6,8 @@ recursion over tables of all sequences, and test_inference.py proves it against 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -69,3 +71,18 @@ def occurring(table: Tensor, at_most: int) -> tuple[Tensor, Tensor]:
     leaves = table.nonzero()
     leaves = leaves[:: 1 + len(leaves) // at_most]
     return leaves, table[tuple(leaves.T)]
+
+
+def direct_entropy(probs: Tensor) -> float:
+    return -sum(p * math.log(p) for p in probs.flatten().tolist() if p > 0)
+
+
+def window_table(grammar: TreeGrammar, m: int) -> Tensor:
+    """P of the last m tokens, `(v^m,)`, from the enumeration."""
+    return joint(grammar).reshape(-1, grammar.v**m).sum(0)
+
+
+def direct_window_entropy(grammar: TreeGrammar, k: int) -> float:
+    return direct_entropy(window_table(grammar, k + 1)) - direct_entropy(
+        window_table(grammar, k + 1).view(-1, grammar.v).sum(1)
+    )

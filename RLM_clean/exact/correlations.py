@@ -149,9 +149,6 @@ def mutual_information_by_distance(grammar: TreeGrammar, max_pairs: int = 2**12)
     return means
 
 
-# ---------------------------------------------------------------------- entropies
-
-
 # ---------------------------------------------------------------------- inside
 
 

@@ -38,7 +38,7 @@ def marginal(grammar: TreeGrammar) -> float:
 
 def conditional_entropy(grammar: TreeGrammar) -> float:
     """`H(x_n | x_{n-1})`, exact: the loss of the best predictor that sees one token. The Bayes floor when L = 1."""
-    return _exact_window_entropy(grammar, 1)
+    return exact_window_entropy(grammar, 1)
 
 
 def entropy(grammar: TreeGrammar, num_samples: int = 4096) -> Estimate:
@@ -83,19 +83,19 @@ def _window_entropy(
     if k in known:
         return known[k]
     if summable(grammar, k):
-        return _exact_window_entropy(grammar, k), 0.0
+        return exact_window_entropy(grammar, k), 0.0
+    number = num_contexts(grammar, k, num_samples)
     if not chained(grammar, k, num_samples):
-        return mean_and_error(_context_entropies(grammar, sample_contexts(grammar, k, num_samples, seed)))
+        return mean_and_error(_context_entropies(grammar, sample_contexts(grammar, k, number, seed)))
     below = window_ladder(k)[-2]
     value, error = _window_entropy(grammar, below, num_samples, seed, known)
-    number = affordable(grammar, k + below, num_samples)
     inputs = sample_contexts(grammar, k, number, seed, first=k * num_samples)
-    told = _context_entropies(grammar, inputs[:, k - below :]) - _context_entropies(grammar, inputs)
-    difference, own_error = mean_and_error(told)
+    gains = _context_entropies(grammar, inputs[:, k - below :]) - _context_entropies(grammar, inputs)
+    difference, own_error = mean_and_error(gains)
     return value - difference, math.hypot(error, own_error)
 
 
-def _exact_window_entropy(grammar: TreeGrammar, k: int) -> float:
+def exact_window_entropy(grammar: TreeGrammar, k: int) -> float:
     joint = window_distribution(grammar, k + 1).flatten()
     context = joint.view(-1, grammar.v).sum(1)
     return (torch.special.entr(joint).sum() - torch.special.entr(context).sum()).item()
@@ -104,7 +104,7 @@ def _exact_window_entropy(grammar: TreeGrammar, k: int) -> float:
 def check_window(grammar: TreeGrammar, k: int) -> None:
     n = 2**grammar.L
     if not 0 <= k < n:
-        raise ValueError(f'k={k} is no window before the last of {n} tokens: use 0 to {n - 1}')
+        raise ValueError(f'k={k} is not a valid window of {n} tokens: use 0 to {n - 1}')
 
 
 def window_ladder(context_size: int) -> list[int]:
@@ -118,8 +118,20 @@ def summable(grammar: TreeGrammar, k: int) -> bool:
 
 
 def chained(grammar: TreeGrammar, k: int, num_samples: int = 4096) -> bool:
-    """Whether posteriors of k tokens are so dear that `window_entropies` takes fewer than `num_samples` of them."""
+    """Whether posteriors of k tokens are too expensive for `window_entropies` to take `num_samples` of them."""
     return not summable(grammar, k) and affordable(grammar, k, num_samples) < num_samples
+
+
+def num_contexts(grammar: TreeGrammar, k: int, num_samples: int = 4096) -> int:
+    """How many contexts `window_entropies` samples for H_k: 0 where it is an exact sum.
+
+    Where H_k is H_j minus a difference (see there), the contexts of the difference alone, without those of H_j.
+    """
+    if summable(grammar, k):
+        return 0
+    if not chained(grammar, k, num_samples):
+        return num_samples
+    return affordable(grammar, k + window_ladder(k)[-2], num_samples)
 
 
 def affordable(grammar: TreeGrammar, k: int, num_samples: int) -> int:
@@ -151,7 +163,7 @@ def window_distribution(grammar: TreeGrammar, m: int) -> Tensor:
     """
     n = 2**grammar.L
     if not 1 <= m <= n:
-        raise ValueError(f'm={m} is no number of tokens of a sequence of {n}: use 1 to {n}')
+        raise ValueError(f'm={m} tokens are not part of a sequence of {n}: use 1 to {n}')
     height = (m - 1).bit_length()
     level, half = grammar.L - height, 2**height // 2
     law = right_spine(grammar)[level]

@@ -250,6 +250,7 @@ MEMORY = """
 import re, sys
 import torch
 from RLM_clean import measures
+from RLM_clean.exact import entropies
 from RLM_clean.datasets import RLM
 
 def mebibytes(name):
