@@ -23,7 +23,6 @@ from RLM_clean.config import DATASETS, MODELS, Config
 from RLM_clean.datasets import RHM, RLM
 from RLM_clean.models import CLM, MLM, MLP
 from RLM_clean.runs.run import load_run
-from RLM_clean.training import machine
 
 examples = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
@@ -405,20 +404,3 @@ def test_the_times_of_a_short_run_are_these() -> None:
     assert init.save_times(20, 2) == [0, 1, 2, 3, 4, 6, 8, 11, 16, 20]
     assert init.save_times(20, 1) == [0, 1, 2, 4, 8, 16, 20]
     assert init.print_times(20, 5, 1) == [0, 1, 2, 4, 5, 8, 10, 15, 16, 20]
-
-
-# ---------------------------------------------------------------------- threads
-
-
-def test_small_steps_take_one_thread_and_large_ones_all() -> None:
-    assert machine.default_threads(Config(outname='unused')) == 1
-    large = Config(outname='unused', embedding_dim=512, depth=4, num_layers=5, num_features=64)
-    assert machine.default_threads(large) == machine.available_cores()
-    assert machine.step_products(large) > 100 * machine.step_products(Config(outname='unused'))
-
-
-def test_the_products_of_a_step_are_three_for_each_weight_of_a_matrix_and_position() -> None:
-    c = config(num_layers=2, batch_size=10, depth=2, ffwd_size=3)
-    model: Any = init.init_model(c)
-    matrices = [m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    assert machine.step_products(c) == 3 * 10 * 3 * sum(matrices)

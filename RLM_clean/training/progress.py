@@ -71,7 +71,8 @@ class Output:
         """Lets what is buffered, and all that follows, go nowhere: the interpreter flushes its streams at its end."""
         try:
             if self.stream is not None:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+                with open(os.devnull, 'wb') as nowhere:
+                    os.dup2(nowhere.fileno(), self.stream.fileno())
         except (OSError, ValueError):
             pass
         self.stream = None

@@ -21,14 +21,14 @@ import torch
 from helpers import arguments
 from small_runs import TINY, assert_same_run, contents, make_trainer, quiet, tiny, train
 
-from RLM_clean import init
+from RLM_clean import init, measures
 from RLM_clean.config import Config
 from RLM_clean.main import main
 from RLM_clean.runs.files import RunFiles
 from RLM_clean.runs.run import load_run
 from RLM_clean.runs.storage import load
 from RLM_clean.training import lifecycle, loop
-from RLM_clean.training.lifecycle import Outcome, prepare_language
+from RLM_clean.training.lifecycle import Outcome
 from RLM_clean.training.loop import Trainer
 from RLM_clean.training.signals import Interruption
 
@@ -187,6 +187,9 @@ def _train_until(config: Config, stop: int) -> Outcome:
             self.name = 'SIGTERM'
             return self
 
+        def requested(self) -> bool:
+            return False
+
     before = loop.run
 
     def run(trainer: Trainer, files: RunFiles, interruption: Interruption) -> bool:
@@ -194,7 +197,7 @@ def _train_until(config: Config, stop: int) -> Outcome:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(lifecycle, 'Interruption', Stop)
-        patched.setattr(lifecycle, 'run', run)
+        patched.setattr(loop, 'run', run)
         return train(config)
 
 
@@ -355,11 +358,12 @@ def test_a_signal_during_preparation_or_the_end_is_heard_too(tmp_path: Path, mon
         if line.startswith('best loss'):
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(lifecycle, 'save_learning_curve', lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr('RLM_clean.plots.save_learning_curve', lambda *_: signal.raise_signal(signal.SIGTERM))
     whole, stopped = tiny(tmp_path / 'whole' / 'run'), tiny(tmp_path / 'stopped' / 'run')
     assert lifecycle.train(whole, quiet).status == 'done'
     outcome = lifecycle.train(stopped, signal_at_floors)
     assert outcome.status == 'interrupted' and outcome.step == 0
+    assert list((tmp_path / 'stopped').iterdir()) == []
     assert lifecycle.train(stopped, quiet).status == 'done'
     assert_same_run(stopped.outname, whole.outname)
 
@@ -404,7 +408,7 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
 def test_a_second_process_on_the_same_run_is_refused_and_changes_nothing(tmp_path: Path, resume: str) -> None:
     train(tiny(tmp_path / 'run', max_iters=4))
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with RunFiles(tmp_path / 'run').claim():  # flock tells apart two openings of a file, be they of one process
+    with RunFiles(tmp_path / 'run').claim():  # two open files of one process are told apart
         with pytest.raises(ValueError, match='is being trained by another process'):
             train(tiny(tmp_path / 'run', max_iters=4, resume=resume))
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -416,8 +420,9 @@ def test_a_run_that_another_process_begins_in_the_meantime_is_left_to_it(tmp_pat
 
     def other(*arguments: Any) -> Any:
         (tmp_path / 'run_config.pt').write_bytes(b'of the other')
-        return prepare_language(*arguments)
+        return original(*arguments)
 
-    with mock.patch.object(lifecycle, 'prepare_language', other), pytest.raises(ValueError, match='another process'):
+    original = measures.prepare_language
+    with mock.patch.object(measures, 'prepare_language', other), pytest.raises(ValueError, match='another process'):
         train(config)
     assert [path.name for path in tmp_path.iterdir()] == ['run_config.pt']

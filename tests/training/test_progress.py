@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import arguments
+from helpers import ROOT, arguments, environment
 from small_runs import TINY, make_trainer, quiet, tiny
 
 from RLM_clean.main import main, summary
+from RLM_clean.runs import load_run
 from RLM_clean.training import lifecycle, progress
-from RLM_clean.training.progress import Curves, Progress, format_seconds
+from RLM_clean.training.progress import Curves, Progress, format_seconds, say
 
 RECORD = {'t': 20, 'trainloss': 1.25, 'testloss': 1.5, 'testacc': 0.5, 'excess': 0.125, 'lr': 0.1, 'seconds': 3.0}
 
@@ -139,7 +141,8 @@ def test_a_run_says_its_floors_its_records_and_its_results(
     ]
     run_main(monkeypatch, outname=outname)
     again = capsys.readouterr().out.splitlines()
-    assert again == ['complete at step 24; it is not trained again (resume=restart does)', *lines[-3:]]
+    assert again[0] == lines[0] and again[0].startswith('options: num_features=8 num_layers=2')
+    assert again[1:] == ['complete at step 24; it is not trained again (resume=restart does that)', *lines[-3:]]
 
 
 def test_a_run_on_a_terminal_shows_a_bar_and_the_same_last_lines(
@@ -158,9 +161,62 @@ def test_the_summary_gives_the_error_of_a_sampled_excess() -> None:
     best: dict[str, Any] = {'step': 20, 'loss': 1.5, 'model': {}}
     for error, shown in ((0.0, '0.1250 (exact)'), (0.0123, '0.1250 +- 0.012')):
         outcome = lifecycle.Outcome('stopped early', 20, [RECORD], best, 1.375, error)
-        lines = summary(outcome, 'results/x').splitlines()
+        lines = summary(outcome, tiny('results/x')).splitlines()
         assert lines[0] == 'stopped early at step 20'
         assert lines[2] == f'floor 1.3750, excess over it {shown}'
+
+
+# ---------------------------------------------------------------------- trouble with the output
+
+
+class Broken(io.StringIO):
+    """A stream that fails in one way when it is written to."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    'error', [BrokenPipeError(), OSError(28, 'No space left on device'), ValueError('I/O operation on closed file')]
+)
+@pytest.mark.parametrize('terminal', [False, True])
+def test_a_broken_output_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, terminal: bool
+) -> None:
+    stream = Broken(error)
+    monkeypatch.setattr(stream, 'isatty', lambda: terminal)
+    monkeypatch.setattr(sys, 'stdout', stream)
+    assert main(arguments(**TINY, outname=tmp_path / 'run')) == 0
+    assert load_run(tmp_path / 'run').done
+
+
+def test_a_closed_output_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `>&-`, where Python has no standard output at all."""
+    monkeypatch.setattr(sys, 'stdout', None)
+    assert main(arguments(**TINY, outname=tmp_path / 'run')) == 0
+    assert load_run(tmp_path / 'run').done
+
+
+def test_characters_that_the_output_cannot_encode_are_written_as_escapes() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding='ascii', write_through=True)
+    say('results in \u03b2.pt', stream)
+    assert raw.getvalue() == b'results in \\u03b2.pt\n'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('end', ['>/dev/full', '>&-', '| head -1 >/dev/null', '>/dev/full 2>&1'])
+def test_a_command_whose_output_goes_nowhere_writes_its_files_and_ends_well(tmp_path: Path, end: str) -> None:
+    words = ' '.join([sys.executable, '-m RLM_clean.main', *arguments(outname=tmp_path / 'r\u00e9sultat')])
+    script = f'set -o pipefail; {words} {end}'
+    environ = environment(PYTHONIOENCODING='ascii', PYTHONUNBUFFERED='')
+    done = subprocess.run(['bash', '-c', script], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, '')
+    assert load_run(tmp_path / 'r\u00e9sultat').done
 
 
 # ---------------------------------------------------------------------- TensorBoard
