@@ -7,6 +7,7 @@ names: B sequences, T tokens, v symbols, d embedding dimensions, H heads.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -236,34 +237,46 @@ class CLM(nn.Module):
     ) -> Tensor:
         """`idx (B, T)` continued by `num_tokens` tokens drawn from the model: `(B, T + num_tokens)` int64.
 
-        Each token is drawn from softmax(logits / temperature); temperature 0 takes the likeliest. Keys and values of
-        earlier tokens are kept, so a token costs one position. Draws come from `generator`, or from a new one seeded
-        with 0 when none is given. Dropout is off.
+        Each token is drawn from softmax(logits / temperature); temperature 0 takes the likeliest. Draws come from
+        `generator`, or from a new one seeded with 0 when none is given. Dropout is off.
 
         Raises ValueError for an empty `idx`, a negative temperature, and more than block_size + 1 tokens in all.
         """
-        if idx.ndim != 2 or idx.shape[1] < 1:
-            raise ValueError(f'idx of shape {tuple(idx.shape)} holds no token to go on from: give (B, T) with T >= 1')
-        if idx.shape[1] + num_tokens > self.block_size + 1:
-            raise ValueError(
-                f'num_tokens={num_tokens} after {idx.shape[1]} tokens exceeds block_size + 1 = {self.block_size + 1}'
-            )
         if temperature < 0:
             raise ValueError(f'temperature={temperature} is negative: use 0 (the likeliest token) or more')
         if generator is None:
             generator = torch.Generator(device=idx.device).manual_seed(0)
+        return self.extend(idx, num_tokens, lambda logits: _draw(logits, temperature, generator))
+
+    @torch.no_grad()
+    def extend(self, idx: Tensor, num_tokens: int, choose: Callable[[Tensor], Tensor]) -> Tensor:
+        """`idx (B, T)` continued by `num_tokens` tokens, each one `choose(logits)`: `(B, T + num_tokens)` int64.
+
+        `choose` makes the next tokens `(B, 1)` from the logits `(B, v)`. Keys and values of earlier tokens are kept, so
+        a token costs one position. Dropout is off.
+
+        Raises ValueError for an empty `idx` and more than block_size + 1 tokens in all.
+        """
+        if idx.ndim != 2 or idx.shape[1] < 1:
+            raise ValueError(f'idx of shape {tuple(idx.shape)} holds no token to start from: give (B, T) with T >= 1')
+        if idx.shape[1] + num_tokens > self.block_size + 1:
+            raise ValueError(
+                f'num_tokens={num_tokens} after {idx.shape[1]} tokens exceeds block_size + 1 = {self.block_size + 1}: '
+                'draw fewer'
+            )
         was_training = self.training
         self.eval()
         caches: list[KeyValues | None] = [None] * len(self.blocks)
-        x = self.embed(idx)
-        for _ in range(num_tokens):
-            for i, block in enumerate(self.blocks):
-                x, caches[i] = block(x, cache=caches[i])
-            token = _draw(self.head(self.norm(x[:, -1])), temperature, generator)
-            idx = torch.cat((idx, token), dim=1)
-            if idx.shape[1] <= self.block_size:
-                x = self.embed(token, start=idx.shape[1] - 1)
-        self.train(was_training)
+        new = idx
+        try:
+            for _ in range(num_tokens):
+                x = self.embed(new, start=idx.shape[1] - new.shape[1])
+                for i, block in enumerate(self.blocks):
+                    x, caches[i] = block(x, cache=caches[i])
+                new = choose(self.head(self.norm(x[:, -1])))
+                idx = torch.cat((idx, new), dim=1)
+        finally:
+            self.train(was_training)
         return idx
 
 
