@@ -107,6 +107,15 @@ def test_zero_beta_makes_all_pairs_equally_likely_and_a_large_one_a_single_pair(
     torch.testing.assert_close(frozen.amax((1, 2)), torch.ones(7).double(), rtol=1e-12, atol=0)
 
 
+def test_the_probabilities_of_the_root_are_normalised_in_float64() -> None:
+    """Probabilities of a file, in float32 or rounded to some digits, sum to one only nearly."""
+    nearly = [0.3333333, 0.3333333, 0.3333331]
+    prior = RLM(3, 1, probs=nearly).prior
+    assert prior.dtype == torch.float64 and abs(prior.sum().item() - 1) < 1e-15
+    torch.testing.assert_close(prior, torch.tensor(nearly, dtype=torch.float64) / sum(nearly), rtol=1e-14, atol=0)
+    assert torch.equal(RLM(3, 1).prior, torch.full((3,), 1 / 3, dtype=torch.float64))
+
+
 def test_stored_rules_give_the_same_language_again(rlm: RLM) -> None:
     again = RLM(10, 3, rules=rlm.rules[0], seed_rules=1)
     assert torch.equal(again.M, rlm.M)

@@ -1,8 +1,7 @@
 """Correlations and entropies of the language against the literal enumeration of all of its trees."""
 
 import math
-import sys
-import types
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -252,11 +251,17 @@ def test_marginals_and_joints_are_the_frequencies_of_sampled_tokens():
 
 
 @pytest.fixture
-def enumerated_inference(monkeypatch):
-    """The exact log-likelihood by enumeration, in the place of belief propagation."""
-    module = types.ModuleType('RLM_clean.inference')
-    module.log_likelihood = enumerated_log_likelihood  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, 'RLM_clean.inference', module)
+def enumerated_inference(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The exact log-likelihood by enumeration in the place of belief propagation, where `entropies` looks it up."""
+    calls: list[int] = []
+
+    def counted(grammar: TreeGrammar, leaves: Tensor) -> Tensor:
+        calls.append(len(leaves))
+        return enumerated_log_likelihood(grammar, leaves)
+
+    monkeypatch.setattr(entropies, 'log_likelihood', counted)
+    yield
+    assert calls, 'the enumeration was not used'
 
 
 @pytest.mark.parametrize('zeros', [0.0, 0.7])
@@ -275,9 +280,11 @@ def test_sampled_entropy_of_leaves_is_the_summed_one_within_its_stated_error(enu
 def test_sampled_entropy_of_leaves_is_the_same_by_belief_propagation_and_by_enumeration(monkeypatch):
     grammar = random_grammar(3, 2, 5)
     by_propagation = entropies.leaves_entropy(grammar, num_samples=100, max_sequences=0)
-    monkeypatch.setattr('RLM_clean.inference.log_likelihood', enumerated_log_likelihood)
+    monkeypatch.setattr(entropies, 'log_likelihood', enumerated_log_likelihood)
     by_enumeration = entropies.leaves_entropy(grammar, num_samples=100, max_sequences=0)
     assert by_propagation == pytest.approx(by_enumeration, rel=1e-10)
+    monkeypatch.setattr(entropies, 'log_likelihood', lambda grammar, leaves: leaves.sum(1).double())
+    assert entropies.leaves_entropy(grammar, num_samples=100, max_sequences=0) != by_enumeration
 
 
 def test_sampled_entropy_needs_no_luck_where_leaves_tell_the_tree(enumerated_inference):

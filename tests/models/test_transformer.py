@@ -398,6 +398,26 @@ def test_masks_of_different_keys_and_layers_are_independent() -> None:
             assert chi_square(counts, 2**16 * torch.outer(law, law)) > ALARM
 
 
+def test_no_layer_and_no_part_of_a_batch_repeats_the_words_of_another() -> None:
+    """The first 64 entries of each mask stand nowhere in the 2^16 entries of another: by chance once in 1e9 seeds."""
+    key = stream_key(1, 'dropout', 0)
+    masks = [mask(key, layer) for layer in range(7)]
+    module = Dropout(0.3, 0)
+    module.key.fill_(key)
+    module.part = 1
+    masks.append(module(torch.ones(2**16)) != 0)
+    for i, first in enumerate(masks):
+        for j, second in enumerate(masks):
+            found = (second.unfold(0, 64, 1) == first[:64]).all(1)
+            assert found.nonzero().flatten().tolist() == ([0] if i == j else [])
+
+
+def test_masks_keep_their_meaning() -> None:
+    """Golden masks: with other ones, a run that is resumed would go on with other dropout. Change them knowingly."""
+    assert mask(7, 1, 0.5, 16).int().tolist() == [0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 1, 0, 0]
+    assert mask(7, 2, 0.5, 16).int().tolist() == [0, 1, 0, 0, 0, 0, 1, 0, 0, 1, 0, 1, 0, 1, 1, 0]
+
+
 def test_every_dropout_of_a_model_has_a_layer_of_its_own() -> None:
     modules = [module for module in small(dropout=0.1, depth=3).modules() if isinstance(module, Dropout)]
     assert sorted(module.layer for module in modules) == list(range(7))
