@@ -1,28 +1,30 @@
 #!/usr/bin/env bash
-# Sets up .venv when it is missing, then checks style and types and runs the tests. Arguments go to pytest:
+# Sets up .venv when it is missing, then checks style, types, the arrows between the packages, and runs the tests:
 #
-#   bash test.sh                  everything
-#   bash test.sh -m 'not slow'    what takes a minute
-#   bash test.sh -k resume        the tests with that word in their names
+#   bash test.sh            what takes up to five minutes on two cores
+#   bash test.sh --all      everything: also SLURM, killed processes, notebooks, every block of the documents; coverage
+#   bash test.sh -k resume  the tests with that word in their names; other arguments go to pytest likewise
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./environment.sh
 
 make_venv requirements-dev.txt
 python=.venv/bin/python
-if ! "$python" -c 'import importlib.metadata as m; m.version("rlm-clean")' 2>/dev/null; then
-    "$python" -m pip install --quiet --disable-pip-version-check --no-deps -e .
-fi
 
 echo "== ruff" && "$python" -m ruff check . && "$python" -m ruff format --check .
 echo "== mypy" && "$python" -m mypy
+echo "== import-linter" && .venv/bin/lint-imports --no-logo
+
 echo "== pytest"
-if [ $# -gt 0 ]; then
-    "$python" -m pytest "$@"
-else
-    # As many tests at a time as there are cores, four at most.
-    rm -f .coverage .coverage.*
-    "$python" -m coverage run -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
-    "$python" -m coverage combine --quiet
-    "$python" -m coverage report --skip-covered
-fi
+# As many tests at a time as there are cores, four at most.
+parallel=(--numprocesses auto --maxprocesses 4 --dist loadgroup)
+case ${1:-} in
+    --all)
+        rm -f .coverage .coverage.*
+        "$python" -m coverage run -m pytest "${parallel[@]}" "${@:2}"
+        "$python" -m coverage combine --quiet
+        "$python" -m coverage report --skip-covered
+        ;;
+    '') "$python" -m pytest "${parallel[@]}" -m 'not slow' ;;
+    *) "$python" -m pytest "$@" ;;
+esac

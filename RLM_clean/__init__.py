@@ -1,3 +1,3 @@
 """How transformers learn hierarchical language: the Random Language Model, exact floors, seeded training runs."""
 
-__version__ = '0.1.0'
+__version__ = '2.0.0'
