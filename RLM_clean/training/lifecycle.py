@@ -40,8 +40,8 @@ class Outcome:
 
     status: str
     step: int
-    dynamics: list[Record]
-    best: dict[str, Any]
+    dynamics: list[Record] = field(repr=False)
+    best: dict[str, Any] = field(repr=False)
     entropy: float
     excess_error: float
 
@@ -205,6 +205,7 @@ def _check_folder(config: Config, files: RunFiles) -> bool:
     if os.path.isdir(config.outname):
         raise ValueError(f'outname={config.outname!r} is a folder: give the path of a run in it, as results/my_run')
     try:
+        files.check_paths()
         begun, others = files.config.exists(), files.final.exists() or files.steps()
     except OSError as error:
         raise _no_folder(config, error) from None

@@ -142,7 +142,7 @@ class Trainer:
 
     def checkpoint(self) -> dict[str, Any]:
         """The content of a checkpoint: the model, its last record, and what resuming needs."""
-        self.take_steps.settle(self.step)
+        self.take_steps.sync_step_count(self.step)
         resume = {name: getattr(self, name) for name in self.RESUMED}
         optimizer = self.optimizer.state_dict()
         # Copies: a view into a larger tensor would be saved with all of it.
@@ -156,7 +156,7 @@ class Trainer:
         self.step = content['step']
         self.model.load_state_dict(content['model'])
         self.optimizer.load_state_dict(resume['optimizer'])
-        self.take_steps.bind()
+        self.take_steps.rebind()
         for name in self.RESUMED:
             setattr(self, name, resume[name])
         # Runs of the first version chose the best model by its test loss, and did not keep its excess.
@@ -238,7 +238,8 @@ class Recorder:
 def run(trainer: Trainer, files: RunFiles, interruption: Interruption) -> bool:
     """Takes steps, makes records and saves checkpoints until the end of a run (True) or an interruption (False)."""
     recorder = Recorder(trainer, files)
-    with Progress(trainer.step, trainer.config.last_step, trainer.language.entropy) as progress, recorder.curves:
+    last, floor = trainer.config.last_step, trainer.language.entropy
+    with Progress(trainer.step, last, floor, times=recorder.times) as progress, recorder.curves:
         while True:
             record = recorder.visit()
             if record is not None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -21,6 +22,8 @@ Say = Callable[[str], None]
 
 # Between two records, a log gets a line at least so often.
 _SECONDS_BETWEEN_LINES = 60.0
+# Steps from which the time left can be told.
+_STEPS_TO_TELL = 16
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
@@ -79,33 +82,48 @@ class Output:
 
 
 class Progress:
-    """Shows the steps of a run, its last record and an estimate of the time left."""
+    """Shows the steps of a run, its last record, and how long it will still take.
 
-    def __init__(self, first: int, last: int, floor: float | None, stream: TextIO | None = None) -> None:
+    The time left is told from the pace of steps and that of records, each for itself: the first steps of a run have
+    many records, the later ones few. It is shown once enough steps have been taken to tell. `times` are the steps with
+    a record.
+    """
+
+    def __init__(
+        self, first: int, last: int, floor: float | None, stream: TextIO | None = None, times: Sequence[int] = ()
+    ) -> None:
         self.stream = Output(sys.stdout if stream is None else stream)
-        self.last = last
-        self.floor = floor
-        self.first, self.step = first, first
-        self.start = self.last_line = time.monotonic()
+        self.last, self.floor, self.times = last, floor, times
+        self.step = first
+        self.now = self.last_line = time.monotonic()
+        self.paces = {'step': _Pace(), 'record': _Pace()}
         self.bar: tqdm[Any] | None = None
         if self.stream.isatty():
-            self.bar = tqdm(total=last, initial=first, unit='step', file=self.stream, dynamic_ncols=True)
+            bar_format = '{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]'
+            self.bar = tqdm(
+                total=last, initial=first, bar_format=bar_format, file=self.stream, dynamic_ncols=True
+            )  # fmt: skip
 
     def advance(self, step: int) -> None:
         """Shows that the run is at `step`."""
+        self._measure('step', step - self.step)
         if self.bar is not None:
             self.bar.update(step - self.step)
         self.step = step
-        if self.bar is None and time.monotonic() - self.last_line > _SECONDS_BETWEEN_LINES:
+        if self.bar is None and self.now - self.last_line > _SECONDS_BETWEEN_LINES:
             self._say(f'step {step:>{len(str(self.last))}}/{self.last}')
 
     def record(self, record: dict[str, Any]) -> None:
         """Shows a record: the losses, and the excess over the floor where it is known."""
+        self._measure('record', 1)
         excess = record['excess']
         if self.bar is not None:
             shown = {'test': f'{record["testloss"]:.4f}'}
             if excess is not None:
                 shown['excess'] = f'{excess:.4f}'
+            left = self.seconds_left()
+            if left is not None:
+                shown |= {'steps/s': f'{self.paces["step"].rate:.3g}', 'left': format_seconds(left)}
             self.bar.set_postfix(shown)
             return
         line = f'step {record["t"]:>{len(str(self.last))}}/{self.last}'
@@ -116,6 +134,14 @@ class Progress:
             line += f'  floor {self.floor:.4f}'
         self._say(line)
 
+    def seconds_left(self) -> float | None:
+        """An estimate of the seconds until the last step; None while it cannot be told."""
+        steps, records = self.paces['step'], self.paces['record']
+        if steps.number < _STEPS_TO_TELL:
+            return None
+        records_left = len(self.times) - bisect_right(self.times, self.step)
+        return (self.last - self.step) / steps.rate + (records_left / records.rate if records.number else 0.0)
+
     def __enter__(self) -> Progress:
         return self
 
@@ -123,14 +149,35 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
 
+    def _measure(self, what: str, number: int) -> None:
+        """Adds the time since the last event to that of steps or records."""
+        before, self.now = self.now, time.monotonic()
+        self.paces[what].add(number, self.now - before)
+
     def _say(self, line: str) -> None:
-        self.last_line = time.monotonic()
-        done = self.step - self.first
-        if done:
-            rate = done / (self.last_line - self.start)
-            line += f'  {rate:.3g} steps/s  {format_seconds((self.last - self.step) / rate)} left'
+        self.last_line = self.now
+        left = self.seconds_left()
+        if left is not None:
+            line += f'  {self.paces["step"].rate:.3g} steps/s  {format_seconds(left)} left'
         self.stream.write(f'{line}\n')
         self.stream.flush()
+
+
+class _Pace:
+    """How fast things go, from all of them but the first call, which warms up."""
+
+    def __init__(self) -> None:
+        self.number, self.seconds, self.warm = 0, 0.0, False
+
+    def add(self, number: int, seconds: float) -> None:
+        if self.warm:
+            self.number += number
+            self.seconds += seconds
+        self.warm = True
+
+    @property
+    def rate(self) -> float:
+        return self.number / max(self.seconds, 1e-9)
 
 
 class Curves:

@@ -41,25 +41,44 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_off_a_terminal_each_record_is_a_plain_line_with_the_time_left(clock: SimpleNamespace) -> None:
+    """Ten steps a second, half a second a record: 980 steps and two more records take 99 seconds."""
     stream = io.StringIO()
-    with Progress(0, 1000, 1.375, stream) as shown:
+    with Progress(0, 1000, 1.375, stream, times=[0, 1, 20, 500, 1000]) as shown:
+        clock.now += 30  # the first call of each kind warms up, and counts for nothing
         shown.record({**RECORD, 't': 0})
-        clock.now += 2
+        clock.now += 60
+        shown.advance(1)
+        clock.now += 0.5
+        shown.record({**RECORD, 't': 1})
+        clock.now += 1.9
         shown.advance(20)
+        clock.now += 0.5
         shown.record(RECORD)
     assert stream.getvalue() == (
         'step    0/1000  train 1.2500  test 1.5000  excess 0.1250  floor 1.3750\n'
-        'step   20/1000  train 1.2500  test 1.5000  excess 0.1250  floor 1.3750  10 steps/s  0:01:38 left\n'
+        'step    1/1000  train 1.2500  test 1.5000  excess 0.1250  floor 1.3750\n'
+        'step   20/1000  train 1.2500  test 1.5000  excess 0.1250  floor 1.3750  10 steps/s  0:01:39 left\n'
     )
 
 
+def test_many_early_records_do_not_spoil_the_time_left(clock: SimpleNamespace) -> None:
+    """Twenty records of one second each among the first steps of a run whose steps take a millisecond."""
+    times = [*range(0, 40, 2), 20_000]
+    with Progress(0, 20_000, None, io.StringIO(), times=times) as shown:
+        for step in times[:-1]:
+            clock.now += 1
+            shown.record({**RECORD, 't': step})
+            clock.now += 0.002
+            shown.advance(step + 2)
+    assert shown.seconds_left() == pytest.approx((20_000 - 40) / 1000 + 1)
+
+
 def test_the_time_left_of_a_resumed_run_counts_its_own_steps_alone(clock: SimpleNamespace) -> None:
-    stream = io.StringIO()
-    with Progress(900, 1000, None, stream) as shown:
-        clock.now += 5
-        shown.advance(950)
-        shown.record({**RECORD, 't': 950, 'excess': None})
-    assert stream.getvalue() == 'step  950/1000  train 1.2500  test 1.5000  10 steps/s  0:00:05 left\n'
+    with Progress(900, 1000, None, io.StringIO()) as shown:
+        for step in (910, 950):
+            clock.now += 4
+            shown.advance(step)
+    assert shown.seconds_left() == 5
 
 
 def test_between_records_a_log_gets_a_line_a_minute(clock: SimpleNamespace) -> None:
@@ -85,12 +104,13 @@ def test_durations_are_hours_minutes_and_seconds() -> None:
 def test_on_a_terminal_a_bar_shows_losses_excess_speed_and_the_time_left() -> None:
     stream = Terminal()
     with Progress(100, 1000, 1.375, stream) as shown:
+        shown.advance(101)
         shown.advance(400)
         shown.record(RECORD)
         assert shown.bar is not None
         shown.bar.refresh()
     last = stream.getvalue().split('\r')[-1]
-    assert re.search(r'40%\|.*\| 400/1000 \[[\d:]+<[\d:]+, .*step/s, test=1\.5000, excess=0\.1250\]', last)
+    assert re.search(r'40%\|.*\| 400/1000 \[[\d:]+, test=1\.5000, excess=0\.1250, steps/s=.*, left=[\d:]+\]', last)
     assert 'floor' not in stream.getvalue() and stream.getvalue().endswith('\n')
 
 
