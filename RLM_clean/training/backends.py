@@ -1,41 +1,26 @@
-"""One step of gradient descent as a pure function, and the ways to take it: eagerly, compiled whole, as a CUDA graph.
+"""Three ways to take a step: operation by operation, compiled whole for a CPU, captured as a CUDA graph.
 
-The pure function maps (parameters, optimizer state, batch, learning rate) to (parameters, optimizer state, loss): the
-forward pass, the gradient and the rule of the optimizer in one graph. A small model's eager step is mostly overhead;
-compiled, it is mostly matrix products.
+A small model's eager step is mostly overhead; compiled or captured, it is mostly matrix products.
 """
 
 from __future__ import annotations
 
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, fx, nn, optim
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch import Tensor, nn, optim
 
 from RLM_clean import init
-from RLM_clean.config import EXECUTION, Config
+from RLM_clean.config import Config
 from RLM_clean.models.transformer import Dropout, set_dropout_key
 from RLM_clean.streams import stream_key
-from RLM_clean.training.step import Loss, Parameters, Scalars, State, Step, scalars_of
+from RLM_clean.training.compiler import CompilationError, compile_graph, trace
+from RLM_clean.training.step import Loss, Scalars, State, Step, flatten, in_place, scalars_of
 
 # Steps whose learning rates are made at a time.
 _STEPS_PREPARED = 1024
 
-
-class CompilationError(RuntimeError):
-    """A step could not be compiled."""
-
-
-# ---------------------------------------------------------------------- the pure function
-
-
-# ---------------------------------------------------------------------- ways to take a step
+Function = Callable[[list[Tensor], Tensor, Tensor, Scalars], Tensor]
 
 
 class EagerUpdate:
@@ -57,18 +42,23 @@ class EagerUpdate:
             loss = self.loss(x, y) / config.accumulation
             loss.backward()
             losses.append(loss.detach())
+        mean_loss = self.combine(torch.stack(losses).sum())
         if config.grad_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         for group in self.optimizer.param_groups:
             group['lr'] = init.learning_rate(step, config)
         self.optimizer.step()
-        return torch.stack(losses).sum(0, keepdim=True)
+        return mean_loss[None]
 
-    def bind(self) -> None:
+    def combine(self, loss: Tensor) -> Tensor:
+        """Does nothing to the loss and to the gradients: a place for what several processes average between them."""
+        return loss
+
+    def rebind(self) -> None:
         """Does nothing: torch's optimizer finds its tensors itself."""
 
-    def settle(self, step: int) -> None:
-        """Does nothing: torch's optimizer counts for itself."""
+    def sync_step_count(self, step: int) -> None:
+        """Does nothing: torch's optimizer counts its steps itself."""
 
 
 class GraphUpdate:
@@ -83,25 +73,34 @@ class GraphUpdate:
         self.model, self.optimizer, self.config = model, optimizer, config
         self.device = next(model.parameters()).device
         _check_buffers(model)
-        self.known = range(0)  # the steps whose scalars are there
-        self.bind()
-        self.write = in_place(Step(model, config), list(self.parameters), list(self.state))
+        self.known = range(0)  # the steps whose scalars are in the table
+        self.rebind()
+        self.write = self.in_place(Step(model, config))
 
-    def bind(self) -> None:
-        """Finds the tensors to write to: an optimizer that loads a state has new ones."""
-        self.parameters = {name: p.detach() for name, p in self.model.named_parameters()}
+    def rebind(self) -> None:
+        """Finds the tensors of the model and of the optimizer: an optimizer that loads a state has new ones."""
+        named = dict(self.model.named_parameters())
+        self.parameters = {name: p.detach() for name, p in named.items() if p.requires_grad}
+        self.frozen = {name: p.detach() for name, p in named.items() if not p.requires_grad}
         self.state = optimizer_state(self.model, self.optimizer, self.config)
-        self.tensors = flat(self.parameters, self.state)
+        self.tensors = flatten(self.parameters, self.state, self.frozen)
 
-    def adopt(self, tensors: list[Tensor]) -> None:
+    def in_place(self, step: Callable[..., object]) -> Function:
+        """A pure step as a function that writes to `tensors`."""
+        return in_place(step, list(self.parameters), list(self.state), list(self.frozen))
+
+    def move_to(self, tensors: list[Tensor]) -> None:
         """Makes these the tensors of the model and of the optimizer, in the order of `tensors`."""
         rest = iter(tensors)
-        for p in self.model.parameters():
-            p.data = next(rest)
+        named = dict(self.model.named_parameters())
+        for name in self.parameters:
+            named[name].data = next(rest)
         for key in self.state:
-            for p in self.model.parameters():
-                self.optimizer.state[p][key] = next(rest)
-        self.bind()
+            for name in self.parameters:
+                self.optimizer.state[named[name]][key] = next(rest)
+        for name in self.frozen:
+            named[name].data = next(rest)
+        self.rebind()
 
     @torch.no_grad()
     def __call__(self, step: int, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -112,8 +111,8 @@ class GraphUpdate:
         """Runs the graph of the steps."""
         raise NotImplementedError
 
-    def settle(self, step: int) -> None:
-        """Brings what the optimizer counts for itself up to `step` updates."""
+    def sync_step_count(self, step: int) -> None:
+        """Sets the number of steps that torch's optimizer keeps, and that a graph does not count, to `step`."""
         for state in self.optimizer.state.values():
             if 'step' in state:
                 state['step'].fill_(step)
@@ -135,10 +134,11 @@ class GraphUpdate:
 
 
 def _check_buffers(model: nn.Module) -> None:
-    # A graph would hold on to the buffers of the first model that it was made for.
+    """Raises CompilationError for a model with buffers."""
+    # A graph would keep the buffers of the model that it was made for, and not update them.
     for module in model.modules():
         if not isinstance(module, Dropout) and next(module.buffers(recurse=False), None) is not None:
-            raise CompilationError(f'{type(module).__name__} has buffers: make them parameters, or constants')
+            raise CompilationError(f'{type(module).__name__} has buffers: use parameters with requires_grad=False')
 
 
 class CompiledUpdate(GraphUpdate):
@@ -146,7 +146,7 @@ class CompiledUpdate(GraphUpdate):
 
     def __init__(self, model: nn.Module, optimizer: optim.Optimizer, config: Config) -> None:
         super().__init__(model, optimizer, config)
-        self.function = compiled(config, self.write, self.tensors, *self.example(1))
+        self.function = compiled(self.write, self.tensors, *self.example(1))
 
     def run(self, inputs: Tensor, targets: Tensor, scalars: Scalars) -> Tensor:
         return self.function(self.tensors, inputs, targets, scalars)
@@ -202,139 +202,36 @@ def make_update(model: nn.Module, optimizer: optim.Optimizer, config: Config, co
 def optimizer_state(model: nn.Module, optimizer: optim.Optimizer, config: Config) -> State:
     """The tensors of the optimizer, by name and by parameter; zero, as it would make them itself, where it has none."""
     keys = ('exp_avg', 'exp_avg_sq') if config.optim == 'adam' else ('momentum_buffer',) if config.momentum else ()
-    for p in model.parameters():
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for p in trained.values():
         state = optimizer.state[p]
         if config.optim == 'adam':
             state.setdefault('step', torch.zeros((), dtype=torch.float32, device=p.device))
         for key in keys:
             if state.get(key) is None:
                 state[key] = torch.zeros_like(p, memory_format=torch.preserve_format)
-    return {key: {name: optimizer.state[p][key] for name, p in model.named_parameters()} for key in keys}
+    return {key: {name: optimizer.state[p][key] for name, p in trained.items()} for key in keys}
 
 
-# ---------------------------------------------------------------------- graphs
+def compiled(write: Function, tensors: list[Tensor], inputs: Tensor, targets: Tensor, scalars: Scalars) -> Function:
+    """`write` compiled for arguments like these, which stay as they are. Raises CompilationError where that fails."""
+    program = compile_graph(*_with_flat_arguments(write, tensors, inputs, targets, scalars))
+    return lambda tensors, inputs, targets, scalars: program(*tensors, inputs, targets, *scalars.values())
 
 
-def flat(parameters: Parameters, state: State) -> list[Tensor]:
-    """All tensors that a step writes to, in one order."""
-    return [*parameters.values(), *(tensor for part in state.values() for tensor in part.values())]
+def traced(write: Function, tensors: list[Tensor], inputs: Tensor, targets: Tensor, scalars: Scalars) -> Function:
+    """`write` as its list of operations, for arguments like these. Raises CompilationError where that fails."""
+    graph = trace(*_with_flat_arguments(write, tensors, inputs, targets, scalars))
+    return lambda tensors, inputs, targets, scalars: graph(*tensors, inputs, targets, *scalars.values())
 
 
-def in_place(step: Callable[..., Any], names: list[str], keys: list[str]) -> Callable[..., Tensor]:
-    """The function that becomes a graph: steps on batches `(S, ...)` one after the other, written to the tensors of
-    `flat`; it returns the losses `(S, ...)`. `names` are those of the parameters, `keys` those of the state."""
+def _with_flat_arguments(
+    write: Function, tensors: list[Tensor], inputs: Tensor, targets: Tensor, scalars: Scalars
+) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """`write` as a function of tensors one by one, and its arguments in that order."""
+    n, names = len(tensors), list(scalars)
 
-    def write(tensors: list[Tensor], inputs: Tensor, targets: Tensor, scalars: Scalars) -> Tensor:
-        rest = iter(tensors)
-        parameters = {name: next(rest) for name in names}
-        state = {key: {name: next(rest) for name in names} for key in keys}
-        losses = []
-        for i in range(len(inputs)):
-            now = {name: column[i] for name, column in scalars.items()}
-            parameters, state, loss = step(parameters, state, inputs[i], targets[i], now)
-            losses.append(loss)
-        for tensor, result in zip(tensors, flat(parameters, state), strict=True):
-            tensor.copy_(result)
-        return torch.stack(losses)
+    def function(*flat: Tensor) -> Tensor:
+        return write(list(flat[:n]), flat[n], flat[n + 1], dict(zip(names, flat[n + 2 :], strict=True)))
 
-    return write
-
-
-def traced(write: Callable[..., Tensor], tensors: list[Tensor], *example: Any) -> Callable[..., Tensor]:
-    """`write(tensors, ...)` as a list of tensor operations, the gradient among them; for arguments like these."""
-    graph, _ = _trace(write, tensors, *example)
-    return lambda *arguments: graph(*_leaves(*arguments))
-
-
-def _trace(write: Callable[..., Tensor], *example: Any) -> tuple[fx.GraphModule, list[Any]]:
-    """A graph of `write` that takes all tensors of its arguments in one list, and that list for the example."""
-    leaves, shape = tree_flatten(example)
-    # The gradient of an embedding adds up rows: several threads would do so in an order that changes.
-    ordered = {torch.ops.aten.embedding_dense_backward.default: _embedding_gradient}
-    with torch.no_grad():
-        trace = make_fx(
-            lambda *leaves: write(*tree_unflatten(list(leaves), shape)),
-            ordered if torch.get_num_threads() > 1 else None,
-            tracing_mode='fake',
-        )
-        return trace(*leaves), leaves
-
-
-def _leaves(tensors: list[Tensor], *rest: Tensor | Scalars) -> Iterator[Tensor]:
-    """All tensors of the arguments of a graph, as `tree_flatten` orders them, which takes longer than some steps."""
-    yield from tensors
-    for argument in rest:
-        if isinstance(argument, dict):
-            yield from argument.values()
-        else:
-            yield argument
-
-
-def compiled(
-    config: Config, write: Callable[..., Tensor], tensors: list[Tensor], *example: Any
-) -> Callable[..., Tensor]:
-    """`write(tensors, ...)` traced and compiled for the CPU; for arguments like these.
-
-    The trace leaves nothing for a compiler to guess, and nothing that a call has to check. What was compiled for a
-    run serves all others of the process with the same graph. Raises CompilationError where it fails; the tensors stay
-    as they are.
-    """
-    # The shapes and the options that the graph depends on.
-    options = tuple(value for name, value in config.to_dict().items() if name not in _NOT_IN_GRAPHS)
-    used = tuple(bool(getattr(config, name)) for name in ('momentum', 'weight_decay', 'grad_clip', 'dropout'))
-    key = (options, used, torch.get_num_threads(), *((x.shape, x.dtype) for x in (*tensors, *example[:2])))
-    if key not in _compiled:
-        copies = [tensor.clone() for tensor in tensors]  # the first call takes a step
-        try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter('ignore')
-                _look_at_the_processor()
-                graph, leaves = _trace(write, copies, *example)
-                run = torch._inductor.compile(graph, leaves, options=_options())
-                run(*leaves)
-        except Exception as error:  # of many kinds: no compiler, one that is too old, no space for its files
-            raise CompilationError(_reason(error)) from error
-        _compiled[key] = lambda *arguments: run(*_leaves(*arguments))
-    return _compiled[key]
-
-
-# What the process has compiled.
-_compiled: dict[Any, Callable[..., Tensor]] = {}
-# Options that change no graph: what they say is in the scalars, the batches or the files.
-_NOT_IN_GRAPHS = EXECUTION | {
-    'dataset', 'beta', 'num_synonyms', 'num_layers', 'seed_rules', 'seed_sample', 'seed_model', 'regime', 'train_size',
-    'max_epochs', 'test_size', 'lr', 'momentum', 'weight_decay', 'grad_clip', 'scheduler', 'warmup_time', 'decay_time',
-    'max_iters', 'loss_threshold', 'print_freq', 'save_freq', 'checkpoints',
-}  # fmt: skip
-
-
-def _options() -> dict[str, Any]:
-    """Options of torch's compiler that make one C++ program of a step, and that leave out what finds nothing in it."""
-    options: dict[str, Any] = {'cpp_wrapper': True, 'cpp.vec_isa_ok': True, 'cpp_wrapper_build_separate': True}
-    options |= {'pattern_matcher': False, 'use_joint_graph_passes': False}
-    known = torch._inductor.list_options()
-    return {name: value for name, value in options.items() if name in known}
-
-
-def _look_at_the_processor() -> None:
-    """Begins what torch asks of the processor before it compiles: small programs, that run beside the tracing."""
-
-    def look() -> None:
-        with suppress(Exception), torch._inductor.config.patch({'cpp.vec_isa_ok': True}):
-            pick_vec_isa()
-
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
-
-    threading.Thread(target=look, daemon=True).start()
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, from the first line that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _embedding_gradient(gradient: Tensor, indices: Tensor, size: int, padding: int, scale_by_frequency: bool) -> Tensor:
-    """The gradient `(size, d)` of the rows of an embedding as a matrix product: the same sum, in a fixed order."""
-    one_hot = indices.flatten() == torch.arange(size, device=indices.device)[:, None]
-    return one_hot.to(gradient.dtype) @ gradient.flatten(0, -2)
+    return function, [*tensors, inputs, targets, *scalars.values()]

@@ -23,6 +23,7 @@ from RLM_clean.models.transformer import Dropout
 from RLM_clean.training import backends
 from RLM_clean.training.batches import BatchFeed
 from RLM_clean.training.signals import Interruption
+from RLM_clean.training.step import flatten
 
 # What process 0 says instead of a step.
 _END = -1
@@ -58,7 +59,7 @@ class DistributedUpdate(backends.EagerUpdate):
             if isinstance(module, Dropout):
                 module.part = dist.get_rank()
 
-    def bind(self) -> None:
+    def rebind(self) -> None:
         """Has the others take over the weights and the optimizer's state of process 0 before the next step."""
         self.alike = False
 
@@ -78,7 +79,7 @@ class DistributedUpdate(backends.EagerUpdate):
         """Makes weights and optimizer states those of process 0; from now on equal gradients keep them so."""
         states = backends.optimizer_state(self.model, self.optimizer, self.config)
         counters = [state['step'] for state in self.optimizer.state.values() if 'step' in state]
-        tensors = backends.flat({name: p.detach() for name, p in self.model.named_parameters()}, states)
+        tensors = flatten({name: p.detach() for name, p in self.model.named_parameters()}, states, {})
         for tensor in tensors + counters:
             dist.broadcast(tensor, 0)
         self.loss = DistributedDataParallel(backends.Loss(self.model, self.config))

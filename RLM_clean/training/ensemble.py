@@ -1,78 +1,222 @@
-"""Ensembles: runs of one shape trained together in one process, their weights stacked along a first axis of members.
+"""Groups of runs that are trained together in one process: one graph takes a step of all of them.
 
-One graph takes a step of all of them: torch.func.vmap of the pure function of a single run. Each member keeps its own
-grammar, batches, scalars (learning rate, momentum, ...), records, checkpoints and early stop, and writes the files that
-it would write alone: its model and its optimizer hold views into the stacked tensors.
+The weights of the runs are stacked along a first axis, and the graph is torch.func.vmap of the step of a single run.
+Each run keeps its own language, batches, scalars (learning rate, momentum, ...), records, checkpoints and early stop,
+and writes the files that it would write alone; its losses are those of the run alone up to rounding.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from RLM_clean.config import Config
-from RLM_clean.training import backends
-from RLM_clean.training.backends import CompilationError, GraphUpdate
-from RLM_clean.training.lifecycle import OpenedRun, Outcome, Say, open_run
-from RLM_clean.training.loop import TOKENS_AHEAD, WINDOW, DivergedError, Session, Trainer
-from RLM_clean.training.progress import Progress
+from RLM_clean.training import machine
+from RLM_clean.training.backends import CompilationError, GraphUpdate, compiled, traced
+from RLM_clean.training.lifecycle import ActiveRun, Outcome, claim, outcome
+from RLM_clean.training.loop import DivergedError, Recorder, Trainer, make_trainer
+from RLM_clean.training.progress import Progress, Say, say
 from RLM_clean.training.signals import Interruption
-from RLM_clean.training.step import Scalars, Step
+from RLM_clean.training.step import Scalars, Step, scalars_of
 
-# Bytes of weights, gradients, momenta and activations that members may take together on a CPU: its cache holds them,
-# and beyond it stacked members get in each other's way. More than so many members are no faster, each, than these.
-_CACHE, _CPU_SEATS = 12 * 2**20, 8
-# Each run holds files open, of which a process may have a thousand.
-_MOST_SEATS = 256
+# The bytes that the steps of a group may work on together on a CPU, for which its cache has room; and the most runs
+# there: beyond either, more runs in a group make none of them faster (docs/sweeps.md).
+_CACHE, _MOST_ON_CPU = 12 * 2**20, 8
+# Each run holds files open, of which a process may have about a thousand.
+_MOST = 256
+
+Result = tuple[Config, Outcome | Exception]
+
+
+@dataclass
+class Member:
+    """A run of a group: its files, and the trainer of its model."""
+
+    run: ActiveRun
+    trainer: Trainer
+
+
+def train(configs: Sequence[Config], say: Say = say) -> Iterator[Result]:
+    """Trains runs that differ in scalars alone; yields each with its outcome, or its error, as it ends.
+
+    An error in one run stops no other. After an interruption all runs are saved and yielded as 'interrupted'; those
+    that were not set up yet are left out.
+    """
+    with ExitStack() as stack:
+        runs: list[ActiveRun] = []
+        yield from _claim(configs, runs, stack, say)
+        if not runs:
+            return
+        interruption = runs[-1].interruption  # the one entered last receives the signals
+        members: list[Member] = []
+        yield from _prepare(runs, members, interruption, say)
+        if interruption.requested():
+            for member in members:
+                yield member.run.config, member.run.stopped_before_start(member.trainer)
+        elif members:
+            yield from _train(members, interruption, stack, say)
+
+
+def _claim(configs: Sequence[Config], runs: list[ActiveRun], stack: ExitStack, say: Say) -> Iterator[Result]:
+    """Claims each run until `stack` is closed, and adds it to `runs`; yields those that are complete or fail."""
+    for config in configs:
+        try:
+            with ExitStack() as claimed:
+                run = claimed.enter_context(claim(config, _with_name(config, say)))
+                if run.complete is None:
+                    stack.enter_context(claimed.pop_all())
+        except Exception as error:
+            yield config, error
+            continue
+        if run.complete is None:
+            runs.append(run)
+        else:
+            yield config, run.complete
+
+
+def _with_name(config: Config, say: Say) -> Say:
+    """What a run of a group says, with its name in front."""
+    return lambda line: say(f'{os.path.basename(config.outname)}: {line}')
+
+
+def _prepare(
+    runs: Sequence[ActiveRun], members: list[Member], interruption: Interruption, say: Say
+) -> Iterator[Result]:
+    """Makes the language and the trainer of each run, at its newest checkpoint, and adds them to `members`."""
+    for run in runs:
+        if interruption.requested():
+            return
+        try:
+            # No step is compiled for a single run: the group has its own.
+            trainer = make_trainer(run.config, run.language(), replace(run.machine, compile=False), run.say)
+            run.restore(trainer)
+        except Exception as error:
+            yield run.config, error
+        else:
+            members.append(Member(run, trainer))
+
+
+def _train(members: Sequence[Member], interruption: Interruption, stack: ExitStack, say: Say) -> Iterator[Result]:
+    """Begins runs that are set up, and trains them to their ends or to an interruption."""
+    try:
+        ensemble, compile = _make_ensemble(members, say)
+    except Exception as error:  # not the fault of one of them
+        for member in members:
+            yield member.run.config, error
+        return
+    recorders: dict[int, Recorder] = {}
+    for i, member in enumerate(members):
+        try:
+            # Only now is it known whether the steps are compiled, which _config.pt says.
+            member.run.begin(member.trainer.language, replace(member.run.machine, compile=compile))
+            recorder = Recorder(member.trainer, member.run.files)
+            stack.enter_context(recorder.curves)
+            recorders[i] = recorder
+        except Exception as error:
+            ensemble.leave(i)
+            yield member.run.config, error
+    try:
+        if recorders:
+            yield from _loop(members, ensemble, recorders, interruption)
+    except Exception as error:  # not the fault of one of them
+        for i in recorders:
+            yield members[i].run.config, error
+
+
+def _loop(
+    members: Sequence[Member], ensemble: Ensemble, recorders: dict[int, Recorder], interruption: Interruption
+) -> Iterator[Result]:
+    """The loop of training over all runs at once; takes those that end or fail out of `recorders`."""
+    failures: dict[int, DivergedError] = {}
+    last = max(member.run.config.last_step for member in members)
+    with Progress(ensemble.step, last, None) as progress:
+        while recorders:
+            for i, recorder in list(recorders.items()):
+                result = failures.get(i) or _visit(members[i], recorder, interruption)
+                if result is not None:
+                    del recorders[i]
+                    ensemble.leave(i)
+                    yield members[i].run.config, result
+            if recorders:
+                steps = min(recorder.next_stop - recorder.trainer.step for recorder in recorders.values())
+                failures = ensemble.advance(steps, interruption.requested)
+                progress.advance(ensemble.step)
+
+
+def _visit(member: Member, recorder: Recorder, interruption: Interruption) -> Outcome | Exception | None:
+    """Makes what is due at this step; returns the outcome of a run that ends here, or its error."""
+    try:
+        recorder.visit()
+        if member.trainer.ended:
+            return member.run.finish(member.trainer)
+        if interruption.requested():
+            recorder.save()
+            return outcome(member.trainer, 'interrupted')
+    except Exception as error:  # one run stops no other
+        return error
+    return None
+
+
+def _make_ensemble(members: Sequence[Member], say: Say) -> tuple[Ensemble, bool]:
+    """The ensemble of runs, and whether its steps are compiled: where all runs ask for it, and it does not fail.
+
+    Raises ValueError where compile=on fails, and for models that cannot be stacked.
+    """
+    trainers = [member.trainer for member in members]
+    if all(member.run.machine.compile for member in members):
+        try:
+            return Ensemble(trainers, compile=True), True
+        except CompilationError as error:
+            if any(member.run.config.compile == 'on' for member in members):
+                raise ValueError(f"compile='on' fails ({error}): use auto or off") from None
+            say(f'the step could not be compiled ({error}): the runs go on without')
+    try:
+        return Ensemble(trainers, compile=False), False
+    except CompilationError as error:
+        name = trainers[0].config.model
+        raise ValueError(f'model={name!r} cannot be trained in a group ({error}): train its runs one by one') from None
 
 
 class Ensemble:
-    """Trainers whose steps are taken together.
+    """Trainers whose steps are taken together. Raises CompilationError where no graph of their step can be made.
 
-    `trainers` sit on numbered seats of which there may be more: an empty one computes and is never looked at, so that
-    what a member becomes does not depend on who is there.
+    The tensors of all models and optimizers are stacked, and become views into the stacks. A run that leaves is
+    ignored: its rows are computed as before.
     """
 
-    def __init__(self, trainers: Mapping[int, Trainer], seats: int, compile: bool) -> None:
-        self.trainers = dict(trainers)
-        first = next(iter(self.trainers.values()))
-        self.config, self.device, self.seats = first.config, first.device, seats
-        shares = {seat: GraphUpdate(t.model, t.optimizer, t.config) for seat, t in self.trainers.items()}
-        some = next(iter(shares.values()))
-        columns = zip(*(shares.get(seat, some).tensors for seat in range(seats)), strict=True)
-        self.tensors = [torch.stack(column) for column in columns]
-        for seat, share in shares.items():
-            share.adopt([tensor[seat] for tensor in self.tensors])
-            self.trainers[seat].take_steps = share
-        step = torch.func.vmap(Step(first.model, first.config))
-        write = backends.in_place(step, list(some.parameters), list(some.state))
-        example = self._batches(1)
-        # The kernels of attention are for one model: for several it is products of matrices.
+    def __init__(self, trainers: Sequence[Trainer], compile: bool) -> None:
+        self.active = dict(enumerate(trainers))
+        self.size, self.device = len(trainers), trainers[0].device
+        updates = [GraphUpdate(t.model, t.optimizer, t.config) for t in trainers]
+        self.tensors = [torch.stack(column) for column in zip(*(u.tensors for u in updates), strict=True)]
+        for i, (trainer, update) in enumerate(zip(trainers, updates, strict=True)):
+            update.move_to([tensor[i] for tensor in self.tensors])
+            trainer.take_steps = update
+        write = updates[0].in_place(torch.func.vmap(Step(trainers[0].model, trainers[0].config)))
+        # The kernels of attention are for one model: for several, attention is made of matrix products.
         with sdpa_kernel(SDPBackend.MATH):
-            if compile:
-                self.function = backends.compiled(self.config, write, self.tensors, *example)
-            else:
-                self.function = backends.traced(write, self.tensors, *example)
+            self.take_step = (compiled if compile else traced)(write, self.tensors, *self._batches(1))
 
     @property
     def step(self) -> int:
-        """The step of the member that is the least far."""
-        return min(trainer.step for trainer in self.trainers.values())
+        """The smallest step of the runs that have not left."""
+        return min(trainer.step for trainer in self.active.values())
 
-    def leave(self, seat: int) -> None:
-        """Looks at a member no more."""
-        del self.trainers[seat]
+    def leave(self, i: int) -> None:
+        """Ignores trainer number i from now on."""
+        del self.active[i]
 
     def advance(self, steps: int, interrupted: Callable[[], bool] = lambda: False) -> dict[int, DivergedError]:
-        """Updates all members by so many steps, or up to an interruption, then looks at the losses.
+        """Takes so many steps of all runs, or fewer after an interruption, then reads their losses.
 
-        Each trainer is at a step of its own. Returns what went wrong with whom.
+        The runs may be at different steps. Returns the errors of those whose loss is not finite.
         """
         start = time.perf_counter()
         inputs, targets, scalars = self._batches(steps)
@@ -82,156 +226,55 @@ class Ensemble:
                 if interrupted():
                     break
                 now = {name: column[i : i + 1] for name, column in scalars.items()}
-                losses.append(self.function(self.tensors, inputs[i : i + 1], targets[i : i + 1], now))
-        values = torch.cat(losses).T.tolist() if losses else [[]] * self.seats
-        seconds = (time.perf_counter() - start) / len(self.trainers)
-        failed = {}
-        for seat, trainer in self.trainers.items():
+                losses.append(self.take_step(self.tensors, inputs[i : i + 1], targets[i : i + 1], now))
+        values = torch.cat(losses).T.tolist() if losses else [[]] * self.size
+        seconds = (time.perf_counter() - start) / len(self.active)
+        failures = {}
+        for i, trainer in self.active.items():
             trainer.step += len(losses)
             trainer.seconds += seconds
             try:
-                trainer.note(values[seat])
+                trainer.read_losses(values[i])
             except DivergedError as error:
-                failed[seat] = error
-        return failed
+                failures[i] = error
+        return failures
 
     def _batches(self, steps: int) -> tuple[Tensor, Tensor, Scalars]:
-        """Inputs `(S, R, A, B, T)`, targets and scalars of the next steps of all R seats."""
-        trainers = list(self.trainers.values())
-        steps = min(steps, *(t.feed.left(t.step) for t in trainers))
-        parts = {seat: self._part(trainer, steps) for seat, trainer in self.trainers.items()}
-        rows = [parts.get(seat, next(iter(parts.values()))) for seat in range(self.seats)]
-        inputs, targets, scalars = zip(*rows, strict=True)
+        """Inputs `(S, R, A, B, T)`, targets and scalars of the next steps of all R runs.
+
+        Those of a run that has left are those of another: its rows need some.
+        """
+        steps = min(steps, *(t.feed.left(t.step) for t in self.active.values()))
+        parts = {i: self._part(trainer, steps) for i, trainer in self.active.items()}
+        some = next(iter(parts.values()))
+        inputs, targets, scalars = zip(*(parts.get(i, some) for i in range(self.size)), strict=True)
         columns = {name: torch.stack([part[name] for part in scalars], 1) for name in scalars[0]}
         return torch.stack(inputs, 1), torch.stack(targets, 1), columns
 
     def _part(self, trainer: Trainer, steps: int) -> tuple[Tensor, Tensor, Scalars]:
-        scalars = backends.scalars_of(trainer.config, range(trainer.step, trainer.step + steps))
+        scalars = scalars_of(trainer.config, range(trainer.step, trainer.step + steps))
         return *trainer.feed(trainer.step, steps), {name: x.to(self.device) for name, x in scalars.items()}
 
 
-def most_seats(config: Config, device: torch.device, memory: float) -> int:
+# ---------------------------------------------------------------------- how many runs make a group
+
+
+def group_size(config: Config, device: torch.device, memory: float) -> int:
     """How many runs like this one are best trained together, within so many bytes of memory; at least one.
 
-    On a CPU as many as its cache holds; a GPU is the faster the more there are.
+    On a CPU as many as its cache has room for; on a GPU as many as its memory.
     """
-    if device.type == 'mps':  # where no graph of a step is made
+    if device.type == 'mps':  # no graph of a step is made there
         return 1
-    fitting = fitting_seats(config, memory)
-    return fitting if device.type == 'cuda' else max(1, min(fitting, _CPU_SEATS, _CACHE // _step_bytes(config)))
+    most = fitting(config, memory)
+    if device.type == 'cuda':
+        return most
+    # Weights, gradients, momenta and activations, in float32.
+    step = 4 * (3 * machine.num_weights(config) + machine.num_activations(config))
+    return max(1, min(most, _MOST_ON_CPU, _CACHE // step))
 
 
-def fitting_seats(config: Config, memory: float) -> int:
+def fitting(config: Config, memory: float) -> int:
     """How many runs like this one fit into so many bytes of memory together; at least one."""
-    c = config
-    # Rules and the tables that they are drawn from, on every level of an RHM.
-    rules = 16 * (c.num_layers if c.dataset == 'rhm' else 1) * c.num_features**3
-    # Batches drawn ahead, and stacked; contexts with their posteriors; the models kept as best and as last.
-    batches = 24 * min(WINDOW * c.accumulation * c.batch_size * 2**c.num_layers, TOKENS_AHEAD)
-    posteriors = 8 * min(4096 * c.num_features * (c.context_size if c.objective == 'all' else 1), 2**24)
-    run = rules + batches + posteriors + _step_bytes(c) + 16 * _weights(c)
-    return max(1, int(min(memory / run, _MOST_SEATS)))
-
-
-def _weights(config: Config) -> int:
-    c = config
-    return c.depth * (4 + 2 * c.ffwd_size) * c.embedding_dim**2 + 2 * c.num_features * c.embedding_dim
-
-
-def _step_bytes(config: Config) -> int:
-    """About the bytes that a step works on: weights, gradients, momenta and activations."""
-    c = config
-    positions = c.accumulation * c.batch_size * c.context_size
-    activations = positions * (c.depth * (8 + 3 * c.ffwd_size) * c.embedding_dim + 2 * c.num_features)
-    return 4 * (3 * _weights(c) + activations)
-
-
-def train(members: Mapping[int, Config], seats: int, say: Say = print) -> Iterator[tuple[Config, Outcome | Exception]]:
-    """Trains runs that differ in scalars alone, on their seats; each with its outcome, or its error, as it ends.
-
-    Files, batches and initial weights are those of the same runs alone, the losses the same to rounding. After an
-    interruption all that are under way are saved, and their status is 'interrupted'; those not yet begun are left out.
-    """
-    with ExitStack() as stack:
-        opened: dict[int, OpenedRun] = {}
-        interruption = stack.enter_context(Interruption())
-        for seat, config in members.items():
-            try:
-                run = open_run(config, stack, say, alone=False)
-            except Exception as error:  # of any kind: one run stops no other
-                yield config, error
-                continue
-            if isinstance(run, Outcome):
-                yield config, run
-                continue
-            opened[seat] = run
-            interruption = run.interruption  # the one entered last receives the signals
-            if interruption.requested():
-                break
-        if interruption.requested():  # before the first step: there is nothing to save yet
-            for run in opened.values():
-                yield run.config, run.outcome('interrupted')
-            return
-        sessions = {seat: Session(run.trainer, run.files) for seat, run in opened.items()}
-        for session in sessions.values():
-            stack.enter_context(session.curves)
-        try:
-            for seat, result in _train(opened, sessions, seats, interruption, say):
-                del sessions[seat]
-                yield opened[seat].config, result
-        except Exception as error:  # it was not the fault of one
-            for seat in sessions:
-                yield opened[seat].config, error
-
-
-def _train(
-    opened: dict[int, OpenedRun], sessions: dict[int, Session], seats: int, interruption: Interruption, say: Say
-) -> Iterator[tuple[int, Outcome | Exception]]:
-    """The loop of `train` over `sessions`, from which the caller takes a run when it has its result."""
-    if not sessions:
-        return
-    ensemble = _make_ensemble(opened, seats, say)
-    failed: dict[int, DivergedError] = {}
-    with Progress(ensemble.step, ensemble.config.last_step, None) as progress:
-        while sessions:
-            for seat, session in list(sessions.items()):
-                result: Outcome | Exception | None = failed.get(seat)
-                try:
-                    if result is None:
-                        session.visit()
-                        result = opened[seat].finish() if session.ended else None
-                except Exception as error:  # of any kind: one run stops no other
-                    result = error
-                if result is not None:
-                    ensemble.leave(seat)
-                    yield seat, result
-            if interruption.requested():
-                for seat, session in list(sessions.items()):
-                    yield seat, _save(session, opened[seat])
-            elif sessions:
-                steps = min(session.next_stop - session.trainer.step for session in sessions.values())
-                failed = ensemble.advance(steps, interruption.requested)
-                progress.advance(ensemble.step)
-
-
-def _save(session: Session, run: OpenedRun) -> Outcome | Exception:
-    try:
-        session.save()
-    except OSError as error:
-        return error
-    return run.outcome('interrupted')
-
-
-def _make_ensemble(opened: dict[int, OpenedRun], seats: int, say: Say) -> Ensemble:
-    """Compiled where every member's machine says so and it works. Raises ValueError where it is asked for and fails."""
-    trainers = {seat: run.trainer for seat, run in opened.items()}
-    if all(run.machine.compile for run in opened.values()):
-        try:
-            return Ensemble(trainers, seats, compile=True)
-        except CompilationError as error:
-            if any(run.config.compile == 'on' for run in opened.values()):
-                raise ValueError(f"compile='on' fails ({error}): use auto or off") from None
-            say(f'the step could not be compiled ({error}): going on without')
-    for run in opened.values():
-        run.machine = replace(run.machine, compile=False)
-    return Ensemble(trainers, seats, compile=False)
+    run = sum(need.size for need in machine.memory_needs(config))
+    return max(1, int(min(memory / run, _MOST)))

@@ -1,11 +1,12 @@
-"""One step of gradient descent as a pure function.
+"""One step of gradient descent as a pure function, and as a function that writes to the tensors of a run.
 
-It maps (parameters, optimizer state, batch, learning rate) to (parameters, optimizer state, loss): the forward pass,
-the gradient and the rule of the optimizer. backends.py says how it is taken.
+The pure function maps (parameters, optimizer state, batch, learning rate) to (parameters, optimizer state, loss): the
+forward pass, the gradient and the rule of the optimizer. backends.py says how such a step is executed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,10 +40,11 @@ class Loss(nn.Module):
 
 
 class Step:
-    """The pure function of a model and its options: `step(parameters, state, inputs, targets, scalars)`.
+    """The pure function of a model and its options: `step(parameters, state, frozen, inputs, targets, scalars)`.
 
-    It returns (parameters, state, loss) and changes nothing. inputs `(A, B, T)` are A batches whose gradients are
-    averaged; the scalars are those of `scalars_of`, at one step.
+    It returns (parameters, state, loss) and changes nothing. `parameters` are those that are trained, `frozen` those
+    with requires_grad=False. Inputs `(A, B, T)` are A batches whose gradients are averaged; the scalars are those of
+    `scalars_of`, at one step.
     """
 
     def __init__(self, model: nn.Module, config: Config) -> None:
@@ -51,9 +53,15 @@ class Step:
         self.keys = [f'model.{name}.key' for name, module in model.named_modules() if isinstance(module, Dropout)]
 
     def __call__(
-        self, parameters: Parameters, state: State, inputs: Tensor, targets: Tensor, scalars: Scalars
+        self,
+        parameters: Parameters,
+        state: State,
+        frozen: Parameters,
+        inputs: Tensor,
+        targets: Tensor,
+        scalars: Scalars,
     ) -> tuple[Parameters, State, Tensor]:
-        gradients, loss = self.gradients(parameters, inputs, targets, scalars)
+        gradients, loss = self.gradients(parameters, frozen, inputs, targets, scalars)
         if self.config.grad_clip:
             gradients = clip(gradients, scalars['grad_clip'])
         if self.config.optim == 'sgd':
@@ -61,14 +69,14 @@ class Step:
         return *adamw(parameters, gradients, state, scalars, self.config), loss
 
     def gradients(
-        self, parameters: Parameters, inputs: Tensor, targets: Tensor, scalars: Scalars
+        self, parameters: Parameters, frozen: Parameters, inputs: Tensor, targets: Tensor, scalars: Scalars
     ) -> tuple[Parameters, Tensor]:
         """The gradient of the mean loss of all batches, and that loss."""
 
         def mean_loss(parameters: Parameters) -> Tensor:
             losses = []
             for i in range(self.config.accumulation):
-                values = {f'model.{name}': p for name, p in parameters.items()}
+                values = {f'model.{name}': p for name, p in (parameters | frozen).items()}
                 if self.config.dropout:
                     values |= dict.fromkeys(self.keys, scalars['keys'][i])
                 losses.append(torch.func.functional_call(self.loss, values, (inputs[i], targets[i])))
@@ -139,3 +147,38 @@ def adamw(
 def _precision(parameters: Parameters) -> torch.dtype:
     """That of the weights, which a scalar has to take: where there is one for each run, it would raise theirs."""
     return next(iter(parameters.values())).dtype
+
+
+# ---------------------------------------------------------------------- written in place
+
+
+def flatten(parameters: Parameters, state: State, frozen: Parameters) -> list[Tensor]:
+    """All tensors of a step in one order: those that it writes to, then the frozen ones."""
+    return [*parameters.values(), *(x for part in state.values() for x in part.values()), *frozen.values()]
+
+
+def in_place(
+    step: Callable[..., Any], trained: Sequence[str], keys: Sequence[str], frozen: Sequence[str]
+) -> Callable[..., Tensor]:
+    """`write(tensors, inputs, targets, scalars)`: steps on batches `(S, ...)`, written to the tensors of `flatten`.
+
+    It returns the losses `(S, ...)`. `trained` and `frozen` are the names of parameters, `keys` those of the optimizer
+    state.
+    """
+
+    def write(tensors: Sequence[Tensor], inputs: Tensor, targets: Tensor, scalars: Scalars) -> Tensor:
+        rest = iter(tensors)
+        parameters = {name: next(rest) for name in trained}
+        state = {key: {name: next(rest) for name in trained} for key in keys}
+        constants = {name: next(rest) for name in frozen}
+        losses = []
+        for i in range(len(inputs)):
+            now = {name: column[i] for name, column in scalars.items()}
+            parameters, state, loss = step(parameters, state, constants, inputs[i], targets[i], now)
+            losses.append(loss)
+        results = flatten(parameters, state, {})
+        for tensor, result in zip(tensors[: len(results)], results, strict=True):
+            tensor.copy_(result)
+        return torch.stack(losses)
+
+    return write
