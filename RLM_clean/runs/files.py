@@ -1,11 +1,13 @@
-"""The files of a run: written atomically, read safely, resumed from, and opened again.
+"""The files of a run: their paths, and how each is written, read and retired.
 
-{outname}_config.pt    {'config', 'rules', 'entropy', 'marginal', 'floors'}
-{outname}_t{step}.pt   {'model', 'state', 'step'}, and in the newest one alone 'resume'
-{outname}_previous.pt  while the run lasts: the whole newest checkpoint but one, should the newest be damaged
+{outname}_config.pt    {'config', 'machine', 'rules', 'entropy', 'marginal', 'floors'}
+{outname}_t{step}.pt   {'model', 'state', 'step'}, and in the newest one also 'resume'
+{outname}_previous.pt  while the run lasts: the checkpoint before the newest with its 'resume', in case of damage
 {outname}.pt           {'config', 'output', 'model', 'best'}, written when the run is done
-{outname}_log.jsonl    one record a line
+{outname}_log.jsonl    one record per line
 {outname}.png          the learning curve
+
+contents.py describes what is in them.
 """
 
 from __future__ import annotations
@@ -15,16 +17,15 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from RLM_clean.config import Config
+from RLM_clean.runs import contents
 from RLM_clean.runs.locks import BusyError, try_lock
-from RLM_clean.runs.storage import REMEDY, TEMPORARY, UnreadableFileError, atomic_write, link, load, save
+from RLM_clean.runs.storage import FOLDER_REMEDY, TEMPORARY, UnreadableFileError, atomic_write, link, load, save
 
 Record = dict[str, Any]
 
@@ -44,21 +45,44 @@ class RunFiles:
         self.curves = self.folder / f'{name}_tensorboard'
         self._saved: dict[str, Any] | None = None  # the last checkpoint that was saved here
 
-    def load_config(self) -> dict[str, Any]:
-        """The content of {outname}_config.pt. Raises UnreadableFileError also for an option that is none."""
-        kinds = {'config': dict, 'rules': Tensor, 'entropy': float, 'marginal': float, 'floors': dict}
-        content = load(self.config, kinds)
+    def load_config(self, tensors: bool = True) -> dict[str, Any]:
+        """The content of {outname}_config.pt, checked; `tensors=False` leaves the rules on the disk, unchecked.
+
+        Raises UnreadableFileError, also for options that this version does not have or take.
+        """
+        content = load(self.config, tensors)
+        contents.check(content, contents.CONFIG, self.config)
         for name in sorted(content['config'].keys() - {field.name for field in fields(Config)}):
-            raise UnreadableFileError(f'{self.config} has {name!r}, which is no option: {REMEDY}', damaged=False)
+            raise contents.foreign(self.config, f'it has {name!r}, which is not an option')
+        try:
+            config = Config(**content['config'])
+        except ValueError as error:
+            raise UnreadableFileError(f'{self.config} has options that do not work: {error}', damaged=False) from None
+        if tensors:
+            contents.check_rules(content['rules'], config.num_features, config.num_layers, self.config)
         return content
 
-    def load_final(self) -> dict[str, Any]:
-        """The content of {outname}.pt."""
-        content = load(self.final, {'config': dict, 'output': dict, 'model': dict, 'best': dict})
-        for name in ('entropy', 'dynamics', 'step', 'excess_error'):
-            if name not in content['output']:
-                raise UnreadableFileError(f'{self.final} is no file of a run, it lacks {name!r}: {REMEDY}', False)
+    def load_final(self, tensors: bool = True) -> dict[str, Any]:
+        """The content of {outname}.pt, checked; `tensors=False` leaves the weights on the disk, unchecked."""
+        content = load(self.final, tensors)
+        contents.check(content, contents.FINAL, self.final)
+        contents.check_same_model(content['best'], content, self.final)
         return content
+
+    def load_checkpoint(self, path: Path) -> dict[str, Any]:
+        """The content of a checkpoint, checked: {outname}_t{step}.pt or {outname}_previous.pt."""
+        content = load(path)
+        contents.check(content, contents.CHECKPOINT, path)
+        if 'resume' in content:
+            contents.check_same_model(content['resume']['best'], content, path)
+        return content
+
+    def check_paths(self) -> None:
+        """Raises UnreadableFileError for a folder in the place of a file of the run."""
+        steps = [self.checkpoint(step) for step in self.steps()]
+        for path in (self.config, self.final, self.previous, self.log, self.picture, *steps):
+            if path.is_dir():
+                raise UnreadableFileError(f'{path} is a folder: {FOLDER_REMEDY}', damaged=False)
 
     @contextmanager
     def claim(self) -> Iterator[None]:
@@ -66,8 +90,12 @@ class RunFiles:
 
         Raises BusyError when another process holds it.
         """
-        with try_lock(self.config) as held:
-            if held is None:
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(try_lock(self.config))
+            except FileNotFoundError:  # another process is about to begin the run again
+                file = None
+            if file is None:
                 raise self.busy()
             yield
 
@@ -94,7 +122,8 @@ class RunFiles:
         return [self.folder / name for name in names if name.startswith(stems) or step.fullmatch(name)]
 
     def remove(self) -> None:
-        """Removes every file of the run."""
+        """Removes every file of the run. Raises UnreadableFileError before, for a folder in the place of one."""
+        self.check_paths()
         own = [self.final, self.config, self.previous, self.log, self.picture, *self.leftovers()]
         for path in own + [self.checkpoint(step) for step in self.steps()]:
             path.unlink(missing_ok=True)
@@ -109,12 +138,12 @@ class RunFiles:
         self._saved = content
 
     def retire(self, step: int, keep: Container[int]) -> None:
-        """Takes 'resume' out of a checkpoint that is no longer the newest; removes it when `keep` lacks its step.
+        """Takes 'resume' out of a checkpoint that is not the newest any more; removes it when `keep` lacks its step.
 
-        The whole file stays under another name until the next one is retired.
+        The file with its 'resume' stays under the name {outname}_previous.pt until the next one is retired.
         """
         path = self.checkpoint(step)
-        # What this process has written it need not read.
+        # What this process has written it does not read again.
         content = self._saved if self._saved is not None and self._saved['step'] == step else load(path)
         if 'resume' in content:
             link(path, self.previous)
@@ -124,7 +153,7 @@ class RunFiles:
             path.unlink()
 
     def retire_all(self, newest: int, keep: Container[int]) -> None:
-        """Retires the checkpoints before `newest`: a process that was killed between two files leaves several whole."""
+        """Retires the checkpoints before `newest`: a process killed between two files leaves several with 'resume'."""
         for step in self.steps():
             if step < newest:
                 self.retire(step, keep)
@@ -132,8 +161,9 @@ class RunFiles:
     def newest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
         """The newest checkpoint that a run can go on from; None when it has to begin at step 0.
 
-        A newest checkpoint that is damaged is removed, with a line to `say`, and the one before takes its place.
-        Raises UnreadableFileError when there are checkpoints and none can be read, and for files that are none.
+        Removes a newest checkpoint that is damaged, with a line to `say`, and returns the one before.
+        Raises UnreadableFileError when there are checkpoints but none can be read, and for a file that is not damaged
+        but not a checkpoint of this run.
         """
         damaged: list[tuple[Path, UnreadableFileError]] = []
         found = None
@@ -142,7 +172,7 @@ class RunFiles:
             if not path.exists():
                 continue
             try:
-                content = load(path, {'model': dict, 'state': dict, 'step': int})
+                content = self.load_checkpoint(path)
             except UnreadableFileError as error:
                 if not error.damaged:
                     raise
@@ -166,18 +196,32 @@ class RunFiles:
             file.write(json.dumps(record) + '\n')
 
     def read_log(self) -> list[Record]:
-        """The records of the log; none where there is no log."""
+        """The records of the log; none when there is no log yet.
+
+        A last line that a killed process has cut short is left out. Raises UnreadableFileError, with the number of the
+        line, for any other line that is not a record.
+        """
+        try:
+            lines = self.log.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UnreadableFileError(f'{self.log} cannot be read ({error.strerror}): {FOLDER_REMEDY}', False) from None
         records = []
-        if self.log.exists():
-            for line in self.log.read_text(encoding='utf-8').splitlines():
-                with suppress(json.JSONDecodeError):  # the last line of a killed run can be cut short
-                    records.append(json.loads(line))
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                if number == len(lines) and line.startswith(b'{') and not line.endswith(b'\n'):
+                    break
+                record = None
+            why = contents.difference(record, contents.RECORD)
+            if why is not None:
+                raise contents.foreign(self.log, f'line {number} is not a record')
+            records.append(record)
         return records
 
     def rewrite_log(self, records: list[Record]) -> None:
         """Makes the log hold these records and no others."""
         text = ''.join(json.dumps(record) + '\n' for record in records)
         atomic_write(self.log, lambda file: file.write(text.encode()))
-
-
-# ---------------------------------------------------------------------- runs to look at

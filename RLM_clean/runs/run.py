@@ -1,28 +1,32 @@
-"""A run read from its files, to look at: `load_run`."""
+"""A run opened from its files, for notebooks: `load_run`."""
 
 from __future__ import annotations
 
 import os
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from RLM_clean import init
+from RLM_clean import init, measures
 from RLM_clean.config import Config
+from RLM_clean.measures import Reference
+from RLM_clean.runs import contents
 from RLM_clean.runs.files import Record, RunFiles
-from RLM_clean.runs.storage import load
 
 
 class Run:
-    """A run read from its files, finished or not: what `load_run` returns.
+    """A run opened from its files, finished or not: what `load_run` returns.
 
     Attributes:
-        config: its options (Config).
+        config: its options (Config), with the outname and the device of this machine.
         rlm: its language, with the rules of its files.
-        dynamics: its records, one dict an evaluation: t, trainloss, testloss, testacc, excess, lr, seconds.
-        steps: the steps that have a checkpoint.
-        entropy, marginal, floors: the lowest loss of any model and of one that sees nothing, and H(x_n | last k tokens)
-            as {k: (value, standard error)}, in nats; None where they are not known.
+        dynamics: its records, one dict per evaluation: t, trainloss, testloss, testacc, excess, lr, seconds. Losses and
+            excess are in nats. testloss and testacc are expectations on the contexts of `reference`; in runs of the
+            first version they were measured on `test_batch(t)`.
+        entropy, marginal: the lowest loss that any model can have, and that of one that sees nothing, in nats.
+        floors: H(x_n | last k tokens) as {k: (value, standard error)}, in nats.
         done: whether the run reached its end.
     """
 
@@ -31,12 +35,10 @@ class Run:
         if not self.files.config.exists():
             raise ValueError(f'outname={str(outname)!r} has no file {self.files.config}: give the path of a run')
         stored = self.files.load_config()
-        # The machine that opens a run need not have the device that made it, nor a compiler.
-        here = {'outname': str(outname), 'device': 'cpu', 'compile': 'auto', 'tensorboard': False}
-        self.config = Config(**{**stored['config'], **here})
-        self.entropy: float | None = stored['entropy']
-        self.marginal: float | None = stored['marginal']
-        self.floors: dict[int, tuple[float, float]] | None = stored['floors']
+        self.config = Config(**{**stored['config'], 'outname': str(outname), 'device': 'cpu'})
+        self.entropy: float = stored['entropy']
+        self.marginal: float = stored['marginal']
+        self.floors: dict[int, tuple[float, float]] = stored['floors']
         self.rlm = init.init_data(self.config, rules=stored['rules'])
         self._final = self.files.load_final() if self.files.final.exists() else None
         self.done = self._final is not None
@@ -49,39 +51,52 @@ class Run:
 
     @property
     def best_step(self) -> int | None:
-        """The step of the lowest test loss; None before the run is done."""
+        """The step of the smallest excess (in runs of the first version, lowest test loss); None before the end."""
         return self._final['best']['step'] if self._final else None
 
     def model(self, step: int | str | None = None) -> nn.Module:
         """The model at a step with a checkpoint, by default the last one, or 'best'; in eval mode.
 
-        Raises ValueError for a step that has no checkpoint.
+        Raises ValueError for a step that has no checkpoint, UnreadableFileError for weights of another model.
         """
         model = init.init_model(self.config)
-        model.load_state_dict(self._weights(step))
+        contents.load_weights(model, *self._weights(step))
         return model.eval()
 
+    @cached_property
+    def reference(self) -> Reference:
+        """The contexts with exact posteriors on which records are measured; made when first used.
+
+        run.reference.evaluate(run.model(step), run.logits) gives the loss, the accuracy and the excess of its record.
+        """
+        return measures.reference(self.rlm, self.config.context_size, self.config.objective)
+
     def test_batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The inputs and targets on which the record of `step` was measured."""
+        """Fresh sequences: batch number `step` of the test stream, test_size inputs with their targets.
+
+        Runs of the first version measured the testloss and testacc of `step` on them.
+        """
         inputs, targets = self.rlm.batch(step, self.config.test_size, 'test')
         return init.select_task(inputs, targets, self.config)
 
     def logits(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        """The model's logits for the task's targets, from token indices `(B, T)`, in the run's format and precision."""
+        """The model's logits for the targets of the task, from token indices `(B, T)`, in the precision of the run."""
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.config.dtype == 'bfloat16'):
             return init.task_logits(model, inputs, self.config)
 
-    def _weights(self, step: int | str | None) -> dict[str, Tensor]:
+    def _weights(self, step: int | str | None) -> tuple[dict[str, Tensor], Path]:
+        """The weights of a model and the file that holds them."""
         if step == 'best' and self._final:
-            return self._final['best']['model']
+            return self._final['best']['model'], self.files.final
         if self._final and step in (None, self._final['output']['step']):
-            return self._final['model']
+            return self._final['model'], self.files.final
         if step is None and self.steps:
             step = self.steps[-1]
         if step not in self.steps:
             raise ValueError(f'step={step!r} has no checkpoint: use one of {self.steps}')
         assert isinstance(step, int)
-        return load(self.files.checkpoint(step))['model']
+        path = self.files.checkpoint(step)
+        return self.files.load_checkpoint(path)['model'], path
 
 
 def load_run(outname: str | os.PathLike[str]) -> Run:
