@@ -1,4 +1,4 @@
-"""The documents of the project, and a fresh copy of it in which what they say is tried out."""
+"""The documents of the project, and a fresh copy of the project in which their commands are tried."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from pathlib import Path
 
 from helpers import ROOT
 
-# What a run is cut down to where a command names no length of its own.
+# The pages whose commands and snippets are run, in this order.
+PAGES = ['README.md', 'CONTRIBUTING.md', *sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'docs').glob('*.md'))]
+
+# The length of a run that names none: variables of code.sh.
 SHORT = {'max_iters': '20', 'test_size': '256', 'workers': '1', 'PYTHONWARNINGS': 'ignore'}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code: its text, the line that it begins at, and the headings that it stands under."""
+    """A block of code: its language, its text, and the line that it begins at."""
 
+    language: str
     text: str
     line: int
-    headings: tuple[str, ...]
 
 
-def parts(document: str) -> list[tuple[str, Block]]:
-    """The blocks of code of a document, in order, each with its language."""
-    found: list[tuple[str, Block]] = []
-    headings: list[str] = []
+def parts(document: str) -> list[Block]:
+    """The blocks of code of a document, in order."""
+    found: list[Block] = []
     lines: list[str] = []
     language, start = None, 0
     for number, line in enumerate((ROOT / document).read_text(encoding='utf-8').splitlines(), 1):
         if language is None:
             if match := re.match(r'```(\w*)$', line):
                 language, lines, start = match[1], [], number + 1
-            elif match := re.match(r'(#+) (.*)', line):
-                headings = [*headings[: len(match[1]) - 1], match[2]]
         elif line == '```':
-            found.append((language, Block('\n'.join(lines) + '\n', start, tuple(headings))))
+            found.append(Block(language, '\n'.join(lines) + '\n', start))
             language = None
         else:
             lines.append(line)
@@ -48,11 +48,16 @@ def parts(document: str) -> list[tuple[str, Block]]:
 
 def blocks(document: str, language: str) -> list[str]:
     """The blocks of code of a document in one language, as texts."""
-    return [block.text for name, block in parts(document) if name == language]
+    return [block.text for block in parts(document) if block.language == language]
+
+
+def commands(document: str) -> list[str]:
+    """The lines of the shell blocks of a document."""
+    return [line for text in blocks(document, 'bash') for line in text.splitlines()]
 
 
 def copy_of_the_project(folder: Path) -> Path:
-    """A folder with the files that git tracks, as they are now, and with new ones that it does not ignore."""
+    """A folder with the current content of the files that git tracks, and with new files that git does not ignore."""
     words = ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard']
     files = subprocess.run(words, cwd=ROOT, capture_output=True, check=True).stdout
     for name in files.decode().split('\0')[:-1]:
@@ -63,7 +68,7 @@ def copy_of_the_project(folder: Path) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Of a process in a copy of the project: `python` is that of the tests, and so is what code.sh finds."""
+    """The environment of a process in a copy of the project: `python`, and what code.sh finds, is that of the tests."""
     # What `source .venv/bin/activate` and code.sh expect of an environment that was installed.
     scripts = folder / '.venv/bin'
     scripts.mkdir(parents=True, exist_ok=True)

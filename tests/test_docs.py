@@ -1,9 +1,13 @@
-"""Every command and every Python snippet of README and docs runs, page by page in its order, on a fresh copy."""
+"""Every command and every Python snippet of the documents runs, page by page in its order, on a fresh copy.
+
+The fast tests run the snippets of the README here and read every command; the slow ones give all of them.
+"""
 
 from __future__ import annotations
 
 import math
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +16,15 @@ from typing import Any
 import matplotlib
 import pytest
 import torch
-from documents import Block, copy_of_the_project, environment, parts
+from documents import PAGES, Block, commands, copy_of_the_project, environment, parts
 from helpers import ROOT
+from small_runs import train
 from test_init import own_registry
 
-from RLM_clean.runs.run import load_run
+from RLM_clean.config import Config, from_arguments
+from RLM_clean.runs import load_run
 
 EXTENDING = 'docs/extending.md'
-PAGES = ['README.md', *sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'docs').glob('*.md'))]
 
 # One process follows all pages, in their order.
 pytestmark = pytest.mark.xdist_group('docs')
@@ -28,10 +33,10 @@ pytestmark = pytest.mark.xdist_group('docs')
 ELSEWHERE = {
     'bash test.sh': 'the tests run inside it',
     'pip install -e .': 'test_readme.py',
-    'python -m RLM_clean.notebooks': 'test_notebooks.py',
+    'python -m tools.notebooks': 'tools/test_notebooks.py',
 }
-# What is cut down, so that a page takes seconds: patterns, each of which some page must contain, and what takes their
-# place. Runs without a length of their own have that of documents.SHORT where code.sh starts them.
+# What is made shorter, so that a page takes seconds: patterns, each of which some page must contain, and what takes
+# their place. Runs without a length of their own have that of documents.SHORT where code.sh starts them.
 SHORTER = [
     (r'\bmax_iters( = |[ =])\d+', r'max_iters\g<1>20'),
     (r'\brepetitions( = |[ =])\d+', r'repetitions\g<1>1'),
@@ -47,7 +52,8 @@ SHORTER = [
     (r'(python -m examples\.\w+).*', r'\1 --quick'),
 ]
 # The languages of blocks that are followed; the others are read.
-LANGUAGES = ('bash', 'python', 'toml')
+FOLLOWED = ('bash', 'python', 'toml')
+READ = ('', 'math', 'sh')
 # The commands that were given in the copy.
 GIVEN: set[str] = set()
 
@@ -90,61 +96,60 @@ def shortened(text: str) -> str:
     return text
 
 
-def follow(page: str, blocks: list[tuple[str, Block]], folder: Path) -> dict[str, Any]:
-    """Does what a page says, block by block; what its snippets have defined in the end."""
+def follow(page: str, blocks: list[Block], folder: Path) -> dict[str, Any]:
+    """Does what a page says, block by block; returns the names that its snippets have defined."""
     names: dict[str, Any] = {}
-    for language, block in blocks:
+    for block in blocks:
         text = shortened(block.text)
-        if language == 'bash':
+        if block.language == 'bash':
             # Commands that have become the same, on this page or another, are given once.
             lines = dict.fromkeys(line for line in text.splitlines() if not line.startswith(tuple(ELSEWHERE)))
             run(folder, '\n'.join(line for line in lines if line not in GIVEN))
             GIVEN.update(lines)
-        elif language == 'python':
+        elif block.language == 'python':
             # Errors are shown at the lines of the page.
             exec(compile('\n' * (block.line - 1) + text, ROOT / page, 'exec'), names)
-        elif language == 'toml':
+        elif block.language == 'toml':
             (folder / 'betas.toml').write_text(text)
     return names
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('page', [page for page in PAGES if page != EXTENDING])
-def test_every_command_and_snippet_of_a_page_runs(copy: Path, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(copy)
-    follow(page, parts(page), copy)
+# ---------------------------------------------------------------------- fast
 
 
-@pytest.mark.slow
-def test_the_examples_of_what_can_be_added_do_what_their_page_says(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dataset, a model and a measure; then both from the shell, in a package that has them."""
-    monkeypatch.chdir(copy)
-    blocks = parts(EXTENDING)
-    with own_registry():
-        names = follow(EXTENDING, [part for part in blocks if part[0] != 'bash'], copy)
-        run_of_it = load_run('results/elman')
-        assert run_of_it.entropy is not None
-        rules = run_of_it.rlm.rules[0]
-        ratios = rules.flatten(1).double().sort(descending=True).values / rules.flatten(1).max(1, keepdim=True).values
-        assert torch.allclose(ratios, torch.arange(1, 257).double() ** -1.5, rtol=1e-5)
-        assert run_of_it.dynamics[-1]['excess'] < run_of_it.dynamics[0]['excess'] - 0.05
-        # Before training nothing is decided.
-        assert names['indecision'](run_of_it, 0) == pytest.approx(math.log(16) - run_of_it.entropy, abs=1e-3)
-        assert names['indecision'](run_of_it, 20) < names['indecision'](run_of_it, 0)
-    own = [block.text for language, block in blocks if language == 'python' and 'init.register_' in block.text]
-    assert len(own) == 2
-    (copy / 'RLM_clean/mine.py').write_text('\n'.join(own))
-    init = copy / 'RLM_clean/init.py'
-    before = init.read_text()
-    follow(EXTENDING, [part for part in blocks if part[0] == 'bash'], copy)
-    init.write_text(before)
-    assert len(list(copy.glob('results/zipf*/*_t20.pt'))) == 2
+def test_the_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, beside a short run with the name of the default one."""
+    monkeypatch.chdir(tmp_path)
+    train(Config(outname='results/rlm_128L1_b2_ts32768_1', max_iters=2, threads=1, device='cpu'))
+    names = follow('README.md', [block for block in parts('README.md') if block.language == 'python'], tmp_path)
+    assert names['excess'] > 1 and names['outcome'].status == 'done'
 
 
-def test_what_is_cut_down_or_tested_elsewhere_is_in_some_page() -> None:
+@pytest.mark.parametrize('page', PAGES)
+def test_every_command_of_a_run_has_options_that_exist(page: str) -> None:
+    starts = ('python RLM_clean/main.py ', 'python -m RLM_clean.main ')
+    for line in commands(page):
+        if line.startswith(starts):
+            words = shlex.split(line, comments=True)
+            from_arguments(words[[word.endswith(('main.py', '.main')) for word in words].index(True) + 1 :])
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_every_module_that_a_command_names_is_there(page: str) -> None:
+    for name in re.findall(r'python -m ((?:RLM_clean|examples|benchmarks|tools)[\w.]*)', '\n'.join(commands(page))):
+        path = ROOT / name.replace('.', '/')
+        assert path.with_suffix('.py').exists() or (path / '__main__.py').exists(), name
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_every_block_has_a_language_that_the_tests_know(page: str) -> None:
+    """A block in an unknown language would never be run."""
+    assert {block.language for block in parts(page)} <= {*FOLLOWED, *READ}
+
+
+def test_what_is_shortened_or_tested_elsewhere_is_in_some_page() -> None:
     """A list of exceptions that nobody needs would hide what is not tested."""
-    texts = [block.text for page in PAGES for language, block in parts(page) if language in LANGUAGES]
-    whole = '\n'.join(texts)
+    whole = '\n'.join(block.text for page in PAGES for block in parts(page) if block.language in FOLLOWED)
     for command in ELSEWHERE:
         assert f'\n{command}' in f'\n{whole}', command
     for pattern, replacement in SHORTER:
@@ -157,7 +162,7 @@ def slug(heading: str) -> str:
     return re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
 
 
-@pytest.mark.parametrize('page', PAGES)
+@pytest.mark.parametrize('page', [*PAGES, 'CHANGELOG.md'])
 def test_every_link_within_the_project_leads_somewhere(page: str) -> None:
     text = (ROOT / page).read_text(encoding='utf-8')
     for target in re.findall(r'\]\(([^)\s]+)\)', text):
@@ -169,3 +174,61 @@ def test_every_link_within_the_project_leads_somewhere(page: str) -> None:
         if anchor:
             headings = re.findall(r'^#+ (.*)', path.read_text(encoding='utf-8'), re.MULTILINE)
             assert anchor in map(slug, headings), f'{page}: {target}'
+
+
+def test_the_formulas_name_functions_that_exist() -> None:
+    """Every `module.function` of docs/theory.md is one of the package."""
+    from RLM_clean import analysis, datasets, exact, measures, streams
+
+    homes: dict[str, Any] = {'datasets': datasets, 'measures': measures, 'streams': streams}
+    homes |= {name: getattr(package, name) for package in (exact, analysis) for name in package.__all__}
+    text = (ROOT / 'docs/theory.md').read_text(encoding='utf-8')
+    named = [name.split('.') for name in re.findall(r'`(\w+\.[\w.]+)`', text) if name.split('.')[0] in homes]
+    assert len(named) > 50
+    for module, *rest in named:
+        place = homes[module]
+        for part in rest:
+            place = getattr(place, part)
+
+
+def test_ruff_has_one_version() -> None:
+    """The formatter of a commit is the formatter of the tests."""
+    pinned = re.search(r'^ruff==(\S+)', (ROOT / 'requirements-dev.txt').read_text(), re.MULTILINE)
+    hook = re.search(r'ruff-pre-commit\n\s+rev: v(\S+)', (ROOT / '.pre-commit-config.yaml').read_text())
+    assert pinned and hook and pinned[1] == hook[1]
+
+
+# ---------------------------------------------------------------------- slow: on a fresh copy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('page', [page for page in PAGES if page != EXTENDING])
+def test_every_command_and_snippet_of_a_page_runs(copy: Path, page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    follow(page, parts(page), copy)
+
+
+@pytest.mark.slow
+def test_the_examples_of_what_can_be_added_do_what_their_page_says(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A language, a model and a measure; then both from the shell, in a package that has them."""
+    monkeypatch.chdir(copy)
+    blocks = parts(EXTENDING)
+    with own_registry():
+        names = follow(EXTENDING, [block for block in blocks if block.language != 'bash'], copy)
+        run_of_it = load_run('results/elman')
+        assert run_of_it.entropy is not None
+        rules = run_of_it.rlm.rules[0]
+        ratios = rules.flatten(1).double().sort(descending=True).values / rules.flatten(1).max(1, keepdim=True).values
+        assert torch.allclose(ratios, torch.arange(1, 257).double() ** -1.5, rtol=1e-5)
+        assert run_of_it.dynamics[-1]['excess'] < run_of_it.dynamics[0]['excess'] - 0.05
+        # Before training nothing is decided.
+        assert names['indecision'](run_of_it, 0) == pytest.approx(math.log(16) - run_of_it.entropy, abs=1e-3)
+        assert names['indecision'](run_of_it, 20) < names['indecision'](run_of_it, 0)
+    own = [block.text for block in blocks if block.language == 'python' and 'init.register_' in block.text]
+    assert len(own) == 2
+    (copy / 'RLM_clean/mine.py').write_text('\n'.join(own))
+    init = copy / 'RLM_clean/init.py'
+    before = init.read_text()
+    follow(EXTENDING, [block for block in blocks if block.language == 'bash'], copy)
+    init.write_text(before)
+    assert len(list(copy.glob('results/zipf*/*_t20.pt'))) == 2

@@ -1,4 +1,4 @@
-"""What the README says of the package is so. Its commands and snippets are run by test_docs.py."""
+"""What the README says of the package is so. test_docs.py runs its commands and snippets."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.image
 import pytest
 from documents import copy_of_the_project
 from helpers import ROOT
 
+from RLM_clean import checkpoints, exact, inference, measures, runs
 from RLM_clean.config import Config
 from RLM_clean.datasets import RLM
 from RLM_clean.exact import entropies
@@ -25,10 +27,27 @@ def section(heading: str) -> str:
     return TEXT.partition(f'\n## {heading}\n')[2].partition('\n## ')[0]
 
 
+def test_it_is_short() -> None:
+    assert len(TEXT.split()) <= 1200
+
+
 def test_the_floor_of_the_default_run_is_the_one_that_is_shown() -> None:
     c = Config(outname='unused')
     floor = entropies.conditional_entropy(RLM(c.num_features, c.num_layers, c.beta, c.seed_rules, c.seed_sample))
     assert f'\nfloor {floor:.4f}, excess over it ' in section('Two commands')
+
+
+def test_the_losses_that_are_shown_belong_together() -> None:
+    """The test loss is the floor plus the excess, and the best one lies between the two."""
+    numbers = re.search(r'last test loss ([\d.]+), best ([\d.]+) .*\nfloor ([\d.]+), excess over it ([\d.]+)', TEXT)
+    assert numbers is not None
+    last, best, floor, excess = map(float, numbers.groups())
+    assert last == pytest.approx(floor + excess, abs=1.1e-4) and floor < best <= last
+
+
+def test_the_picture_of_the_default_run_has_the_size_that_runs_draw() -> None:
+    height, width, _ = matplotlib.image.imread(ROOT / 'docs/images/default_run.png').shape
+    assert width > 1000 and height > 400
 
 
 def test_every_option_is_listed() -> None:
@@ -36,10 +55,18 @@ def test_every_option_is_listed() -> None:
     assert {field.name for field in dataclasses.fields(Config)} <= listed
 
 
-def test_what_is_listed_of_the_code_is_there() -> None:
-    lines = [line.split('  ')[0] for line in re.findall(r'^ {4}(\S.*)$', section('The code'), re.MULTILINE)]
+def test_the_tree_shows_every_folder_of_the_package_and_nothing_else() -> None:
+    lines = [line.split('  ')[0] for line in re.findall(r'^ {4}(\S.*)$', section('Where things are'), re.MULTILINE)]
     names = [name for line in lines for name in line.split(', ')]
-    assert len(names) > 20 and all((ROOT / name).exists() for name in names)
+    assert all((ROOT / name).exists() for name in names)
+    packages = {f'RLM_clean/{path.parent.name}/' for path in (ROOT / 'RLM_clean').glob('*/__init__.py')}
+    assert packages == {name for name in names if name.startswith('RLM_clean/')} - {'RLM_clean/'}
+
+
+def test_the_import_paths_of_the_first_readme_still_work() -> None:
+    assert checkpoints.load_run is runs.load_run
+    assert inference.next_token_probs is exact.inference.next_token_probs
+    assert measures.window_entropies is exact.entropies.window_entropies
 
 
 @pytest.mark.slow
