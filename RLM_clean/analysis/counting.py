@@ -44,7 +44,7 @@ def count_ngrams(sequences: Tensor, n: int, v: int) -> Tensor:
     """
     length = sequences.shape[1]
     if not 1 <= n <= length:
-        raise ValueError(f'n={n} is no length of n-grams in sequences of {length} tokens: use 1 to {length}')
+        raise ValueError(f'n={n} is not a valid length of n-grams in sequences of {length} tokens: use 1 to {length}')
     return _count(sequences.unfold(1, n, 1).flatten(0, 1), v)
 
 

@@ -1,4 +1,4 @@
-"""The figures, for finished runs and for notebooks alike: each draws into given axes, or makes its own."""
+"""The figures of runs, sweeps and languages. Each function draws into given axes, or makes a figure of its own."""
 
 from RLM_clean.plots.interactive import slider
 from RLM_clean.plots.language import (

@@ -1,4 +1,4 @@
-"""A slider for a figure, in notebooks that have ipywidgets; the plain figure elsewhere."""
+"""A slider that redraws a figure, in notebooks that have ipywidgets. Without ipywidgets the figure alone."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
+from matplotlib.figure import Figure
 
 from RLM_clean.plots.style import context
 
 
 def slider(draw: Callable[[float], Any], values: Sequence[float], start: float, name: str = 'beta') -> None:
-    """Shows the figure `draw(start)`, and above it a slider over `values` that draws it again.
+    """Shows the figure `draw(start)`, and above it a slider over `values` that redraws it.
 
-    `draw` returns axes, as all figure functions do. The figure stands in the notebook's output as a picture of its own,
-    so that a saved notebook shows it without a kernel; without ipywidgets there is that picture alone. ValueError for a
-    start that is none of the values.
+    `draw` returns a figure or axes, as all figure functions do. The figure is saved in the notebook as a picture, so
+    that a notebook shows it without a kernel. Without ipywidgets the picture is shown alone. Raises ValueError for a
+    start that is not one of the values.
     """
-    from IPython.display import Image, display  # of the notebooks, which training does not need
+    from IPython.display import Image, display  # only notebooks have IPython
 
     if start not in values:
-        raise ValueError(f'start={start} is none of the values: use one of {list(values)}')
+        raise ValueError(f'start={start} is not one of the values: use one of {list(values)}')
 
     def picture(value: float) -> Any:
         buffer = io.BytesIO()
         with context():
-            np.ravel(draw(value))[0].figure.savefig(buffer, format='png', dpi=100)
+            drawn = draw(value)
+            figure = drawn if isinstance(drawn, Figure) else drawn.figure
+            figure.savefig(buffer, format='png', dpi=100)
         return Image(buffer.getvalue())
 
     try:

@@ -1,4 +1,4 @@
-"""The figures of a language's tokens: frequencies against exact laws, floors, and the decay of correlations."""
+"""The figures of the tokens of a language: frequencies against exact probabilities, floors, decay of correlations."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from RLM_clean.exact import correlations, theory
 from RLM_clean.plots.rules import language_name
 from RLM_clean.plots.style import BLACK, BLUE, CYCLE, GREEN, GREY, ORANGE, own_axes, styled
 
-# Counts with fewer expected than this are not near normal.
-_LEAST_EXPECTED = 20
+# The distribution of a count is close to normal from this variance on.
+_LEAST_VARIANCE = 20
 
 
 # ---------------------------------------------------------------------- sampled against exact
@@ -28,8 +28,8 @@ _LEAST_EXPECTED = 20
 def token_frequencies(grammar: TreeGrammar, sequences: Tensor, axes: Axes | None = None) -> Axes:
     """The frequency of each symbol at each position of `sequences (N, n)` against its exact probability.
 
-    The band is the exact value with two standard errors on either side, `sqrt(p (1 - p) / N)` each. Axes are
-    logarithmic where probabilities differ by more than a factor of 30.
+    The band is the exact value with two standard errors, `sqrt(p (1 - p) / N)`, on either side. Axes are logarithmic if
+    the probabilities differ by more than a factor of 30.
     """
     sampled = counting.empirical_marginals(sequences, grammar.v)
     return _against_exact(correlations.leaf_marginals(grammar), sampled, len(sequences), 'one token', axes)
@@ -39,9 +39,9 @@ def token_frequencies(grammar: TreeGrammar, sequences: Tensor, axes: Axes | None
 def pair_frequencies(
     grammar: TreeGrammar, sequences: Tensor, i: int = -2, j: int = -1, axes: Axes | None = None
 ) -> Axes:
-    """The same for the pairs of symbols at positions i and j, the last two by default; negative ones are from the end.
+    """The same as `token_frequencies` for the pairs of symbols at positions i and j, by default the last two.
 
-    Pairs that did not occur have no place on the axis: the legend counts them.
+    Negative positions count from the end. Pairs that did not occur are not drawn, and the legend counts them.
     """
     i, j = i % sequences.shape[1], j % sequences.shape[1]
     sampled = counting.empirical_joint(sequences, i, j, grammar.v)
@@ -61,7 +61,7 @@ def _against_exact(exact: Tensor, sampled: Tensor, N: int, what: str, axes: Axes
     axes.plot(line, line, color=GREY, lw=1, label='exact')
     unseen = f'; {(~seen).sum()} of {len(f)} not seen' if not seen.all() else ''
     axes.plot(p[seen], f[seen], '.', color=BLUE, alpha=0.7, label=f'sampled{unseen}')
-    if line[-1] > 30 * line[0]:  # a narrower range would have too few decades for ticks
+    if line[-1] > 30 * line[0]:  # a narrower range has too few decades for ticks
         axes.set_xscale('log')
         axes.set_yscale('log')
         axes.set_ylim(f[seen].min() / 2, 2 * f.max())
@@ -76,8 +76,9 @@ def _against_exact(exact: Tensor, sampled: Tensor, N: int, what: str, axes: Axes
 def deviations(grammar: TreeGrammar, sequences: Tensor, axes: Axes | None = None) -> Axes:
     """Histograms of (sampled - exact) / standard error, for single tokens and for neighbouring pairs of tokens.
 
-    The standard error is `sqrt(p (1 - p) / N)`; counts expected below 20 are left out, being far from normal. Sampler
-    and exact laws agree where the histograms are those of the standard normal law, which is drawn.
+    The standard error is `sqrt(p (1 - p) / N)`. Counts of a variance below 20 are left out, since they are far from
+    normal. If the sampler follows the exact probabilities, the histograms follow the standard normal density, which is
+    drawn too.
     """
     axes = own_axes(axes, (5, 4.2))
     N, n = sequences.shape
@@ -103,7 +104,7 @@ def deviations(grammar: TreeGrammar, sequences: Tensor, axes: Axes | None = None
 
 def _z_scores(exact: Tensor, sampled: Tensor, N: int) -> Tensor:
     variance = exact * (1 - exact) / N
-    enough = variance * N**2 >= _LEAST_EXPECTED
+    enough = variance * N**2 >= _LEAST_VARIANCE
     return ((sampled - exact)[enough] / variance[enough].sqrt()).flatten()
 
 
@@ -112,16 +113,18 @@ def _z_scores(exact: Tensor, sampled: Tensor, N: int) -> Tensor:
 
 @styled
 def entropies(languages: Sequence[RLM], axes: Axes | None = None) -> Axes:
-    """Entropies (nats) of the tokens against beta, for languages of one v and L: from above to below
+    """Entropies (nats) of the tokens against beta, for languages of one v and L.
 
-    ln v, the marginal `H(x_n)`, the entropy of a sequence divided by its n tokens, and the floor
-    `H(x_n | x_1..x_{n-1})`, the lowest loss of any model. Of several grammars of one beta the line is the mean, and the
-    band reaches from the least to the largest value. ValueError for languages of several sizes.
+    From top to bottom: ln v, the marginal `H(x_n)`, the entropy of a sequence divided by its n tokens, and the floor
+    `H(x_n | x_1..x_{n-1})`, the lowest loss of any model. For several grammars of one beta, the line is the mean and
+    the band runs from the smallest to the largest value. Raises ValueError for languages of several sizes.
     """
     axes = own_axes(axes)
     sizes = {(language.v, language.L) for language in languages}
     if len(sizes) != 1:
-        raise ValueError(f'languages of the sizes (v, L) = {sorted(sizes)} do not fit one figure: give those of one')
+        raise ValueError(
+            f'languages of the sizes (v, L) = {sorted(sizes)} do not fit one figure: give languages of one size'
+        )
     ((v, L),) = sizes
     betas = sorted({language.beta for language in languages})
     lines = {
@@ -147,10 +150,10 @@ def entropies(languages: Sequence[RLM], axes: Axes | None = None) -> Axes:
 
 @styled
 def ladder(languages: Sequence[TreeGrammar], num_samples: int = 4096, axes: Axes | None = None) -> Axes:
-    """The ladder of floors: `H(x_n | last k tokens)` (nats) against k = 0..n-1, a line a language.
+    """The ladder of floors: `H(x_n | last k tokens)` (nats) against k = 0..n-1, one line for each language.
 
-    Full points are k = 0, 1, 3, 7, ..., where the tokens seen complete a sub-tree, dotted lines mark them. Error bars
-    are the standard errors of sampled floors.
+    Full points and dotted lines mark k = 0, 1, 3, 7, ..., where the tokens seen complete a sub-tree. Error bars are the
+    standard errors of sampled floors.
     """
     axes = own_axes(axes)
     n = max(2**language.L for language in languages)
@@ -176,39 +179,59 @@ def ladder(languages: Sequence[TreeGrammar], num_samples: int = 4096, axes: Axes
 
 @styled
 def information_decay(languages: Sequence[TreeGrammar], axes: Axes | None = None) -> Axes:
-    """Mutual information (nats) of two tokens against the height of their common ancestor, and its decay by theory.
+    """Mutual information (nats) of two tokens against the height of their lowest common ancestor, and its theory.
 
-    Points are exact means over the pairs of each height. Languages of the same parameters, grammars of other seeds, are
-    averaged in the logarithm, of which error bars are the standard error: the plain mean would be that of the few
-    grammars that forget least.
+    Grammars of the same parameters and sizes are averaged. Full points are the arithmetic means, with standard errors
+    over the grammars, and open points the geometric means. The geometric mean is that of a typical grammar; a few
+    grammars with slow decay can dominate the arithmetic one. The value of one grammar is exact, averaged over the
+    pairs of a height.
 
-    Dashed, for the RLM: the first point times `lambda^4` a level, lambda the size of the second eigenvalue of the
-    transition matrices of random grammars (each of the two paths of a pair brings lambda to its correlation, and
-    information is of second order in that). For the RHM: `v^4 / 2` times the mean square covariance,
-    `v (1 - m / v) / (2 m^(2h - 1))`, from its rules. Grammars of other kinds have no such line, and none is averaged.
+    Dashed is the theory of the arithmetic mean. RLM: the first full point times `lambda^4` for each level, where lambda
+    is the size of the second eigenvalue of the transition matrices of random grammars. The mean square covariance gets
+    a factor of lambda^2 from each of the two paths, as if each level had its own rules, and the information is of
+    second order in the covariance. RHM: `v^4 / 2` times the mean
+    square covariance, `v (1 - m / v) / (2 m^(2h - 1))`. Other grammars have no such theory and are not averaged.
     """
     axes = own_axes(axes)
-    groups: dict[tuple[str, int], list[TreeGrammar]] = {}
-    for i, language in enumerate(languages):
-        alone = 0 if isinstance(language, (RLM, RHM)) else i + 1
-        groups.setdefault((language_name(language), alone), []).append(language)
-    for ((name, _), group), color in zip(groups.items(), CYCLE, strict=False):
+    groups = _alike(languages)
+    for (name, group), color in zip(groups, CYCLE, strict=False):
         heights = np.arange(1, group[0].L + 1)
-        logs = torch.stack([correlations.mutual_information_by_distance(language) for language in group]).log()
-        values = logs.mean(0).exp().numpy()
-        error = (logs.std(0) / math.sqrt(len(group))).numpy() if len(group) > 1 else np.zeros_like(values)
-        spread = values * [1 - np.exp(-error), np.exp(error) - 1]
-        axes.errorbar(heights, values, spread, fmt='o', color=color, label=name)
+        values = torch.stack([correlations.mutual_information_by_distance(language) for language in group])
+        mean = values.mean(0).numpy()
+        error = (values.std(0) / math.sqrt(len(group))).numpy() if len(group) > 1 else np.zeros_like(mean)
+        axes.errorbar(heights, mean, error, fmt='o', color=color, label=name)
+        if len(group) > 1:
+            axes.plot(heights, values.log().mean(0).exp(), 'o', color=color, markerfacecolor='white')
         if isinstance(group[0], (RLM, RHM)):
-            axes.plot(heights, _expected_information(group[0], heights, values[0]), color=color, ls='--', lw=1)
-    axes.set_yscale('log')
+            axes.plot(heights, _expected_information(group[0], heights, mean[0]), color=color, ls='--', lw=1)
+    axes.set_yscale('log', nonpositive='clip')
+    if any(len(group) > 1 for _, group in groups):
+        axes.plot([], [], 'o', color=GREY, label='mean over grammars')
+        axes.plot([], [], 'o', color=GREY, markerfacecolor='white', label='geometric mean')
     if any(isinstance(language, (RLM, RHM)) for language in languages):
-        axes.plot([], [], color=GREY, ls='--', lw=1, label='theory')
+        axes.plot([], [], color=GREY, ls='--', lw=1, label='theory of the mean')
     axes.set_xticks(range(1, max(language.L for language in languages) + 1))
     axes.set_xlabel('height of the common ancestor (levels)')
     axes.set_ylabel('mutual information (nats)')
     axes.legend()
     return axes
+
+
+def _alike(languages: Sequence[TreeGrammar]) -> list[tuple[str, list[TreeGrammar]]]:
+    """Groups of grammars of the same parameters and sizes with their names; other grammars than RLM and RHM are alone.
+
+    A name has v and L only if the parameter alone does not tell two groups apart.
+    """
+    groups: dict[tuple[str, int], list[TreeGrammar]] = {}
+    for i, language in enumerate(languages):
+        alone = 0 if isinstance(language, (RLM, RHM)) else i + 1
+        groups.setdefault((language_name(language, sizes=True), alone), []).append(language)
+    short = [language_name(group[0]) for group in groups.values()]
+    known = {(name, full) for name, (full, alone) in zip(short, groups, strict=True) if not alone}
+    return [
+        (full if sum(name == other for other, _ in known) > 1 else name, group)
+        for name, ((full, _), group) in zip(short, groups.items(), strict=True)
+    ]
 
 
 def _expected_information(language: RLM | RHM, heights: np.ndarray, first: float) -> np.ndarray:
@@ -223,9 +246,9 @@ def _expected_information(language: RLM | RHM, heights: np.ndarray, first: float
 def path_decay(language: RLM, axes: Axes | None = None) -> Axes:
     """Mutual information (nats) of the first and the last token of a sub-tree against its height.
 
-    One path keeps to the left and one to the right, so the decay is that of the grammar's own second eigenvalues,
-    `|lambda_L lambda_R|^(2 (h - 1))`, up to a bounded factor: the dashed line, through the last point but one (the last
-    pair hangs under the root, whose law is the prior).
+    One path goes left at each level and the other one right, so that the second eigenvalues of the grammar give the
+    decay up to a bounded factor, `|lambda_L lambda_R|^(2 (h - 1))`. This is the dashed line, drawn through the last
+    point but one, because the ancestor of the last pair is the root, whose distribution is the prior.
     """
     axes = own_axes(axes)
     heights = np.arange(1, language.L + 1)

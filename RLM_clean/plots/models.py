@@ -1,4 +1,8 @@
-"""The figures of trained models: predictions against the best ones, what is learnt when, attention, probes, samples."""
+"""The figures of trained models: predictions, what is learnt when, attention, probes, generated sequences.
+
+A function of one panel draws into `axes`, or makes a figure, and returns the axes. A function of several panels draws
+into an array of `axes`, or makes a figure, and returns the figure.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -17,29 +22,41 @@ from RLM_clean.analysis.generation import Generation, exact_log_probs
 from RLM_clean.analysis.predictions import AncestorBeliefs, Film, level_names, model_at, model_steps
 from RLM_clean.analysis.probes import AncestorProbes, attention_weights
 from RLM_clean.exact.entropies import Estimate
-from RLM_clean.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, own_axes, panels, shades, styled
+from RLM_clean.plots.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    legend_below,
+    own_axes,
+    panels,
+    shades,
+    steps_axis,
+    styled,
+)
 from RLM_clean.runs.run import Run
 
-# Probabilities below are of one colour in heat maps, and stand at the edge of scatter plots.
+# Smaller probabilities have the lowest colour in heat maps, and are drawn at the edge of scatter plots.
 _LEAST = 1e-4
-# More panels side by side would be too small to read, more tokens on an axis too dense for one label each.
+# More panels side by side, or more labels on an axis, would be too small to read.
 _MOST_COLUMNS, _MOST_LABELS = 6, 16
-# A figure that is wider (inches) is shrunk on a page.
+# In inches: a page would shrink a wider figure.
 _WIDEST = 12
-# Divergences (nats) below are rounding.
+# Smaller divergences (nats) are rounding errors.
 _LEAST_DIVERGENCE = 1e-6
-# The colour of what has no value.
+# The colour of cells without a value.
 _EMPTY = '#DDDDDD'
 
 
 @styled
-def film(pictures: Film, axes: Any = None) -> Any:
-    """The conditional distribution of x_n at several steps, beside the exact one; an array of axes.
+def film(pictures: Film, axes: Any = None) -> Figure:
+    """The conditional distribution of x_n at several steps, and the exact one, as a figure.
 
-    For contexts of one token: heat maps of the matrix q(x_n | x_(n-1)), a row a token, and the exact one as the last
-    panel; rows of tokens that never stand there are grey. For longer contexts: each point is one token in one context,
-    the model's probability of it against the exact one, both on log axes; points below 1e-4 stand at the edge. A
-    perfect model has all of them on the diagonal.
+    For contexts of one token: heat maps of the matrix q(x_n | x_(n-1)), one row for each x_(n-1), and the exact one in
+    the last panel. Rows of tokens that never come before x_n are grey. For longer contexts: one point for each token in
+    each context, the model's probability against the exact one, on log axes; probabilities below 1e-4 are drawn at the
+    edge. A perfect model has all points on the diagonal.
     """
     matrices = pictures.contexts.shape[1] == 1
     number = len(pictures.steps) + matrices
@@ -52,7 +69,7 @@ def film(pictures: Film, axes: Any = None) -> Any:
             _scatter(panel, pictures.best, q)
             panel.set_title(title)
             panel.label_outer()
-        return axes
+        return axes[0].figure
     for panel, title, matrix in zip(axes, titles, [*pictures.model, pictures.best], strict=True):
         norm = LogNorm(_LEAST, 1)
         rows = _rows_of_tokens(matrix.clamp(min=_LEAST), pictures.contexts[:, 0])
@@ -63,15 +80,15 @@ def film(pictures: Film, axes: Any = None) -> Any:
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         panel.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         panel.set_xlabel('next token')
-        panel.set_ylabel('token before it' + '\n(grey: never there)' * (len(matrix) < matrix.shape[1]))
+        panel.set_ylabel('token before it' + '\n(grey: never occurs)' * (len(matrix) < matrix.shape[1]))
         panel.label_outer()
     bar = axes[0].figure.colorbar(image, ax=list(axes), extend='min', aspect=15, pad=0.02)
     bar.set_label('probability')
-    return axes
+    return axes[0].figure
 
 
 def _rows_of_tokens(matrix: Tensor, tokens: Tensor) -> Tensor:
-    """The matrix `(v, v)` whose row x is that of the context x; NaN where there is none, of probability zero."""
+    """The matrix `(v, v)` whose row x is that of the context x, or NaN for a context of probability zero."""
     v = matrix.shape[1]
     return matrix.new_full((v, v), torch.nan).index_copy(0, tokens, matrix)
 
@@ -79,7 +96,7 @@ def _rows_of_tokens(matrix: Tensor, tokens: Tensor) -> Tensor:
 def _scatter(axes: Axes, best: Tensor, q: Tensor) -> None:
     axes.plot([_LEAST, 1], [_LEAST, 1], color=GREY, lw=1)
     points = (best.clamp(min=_LEAST).flatten(), q.clamp(min=_LEAST).flatten())
-    # As an image: some thousand points would make a file of vectors large.
+    # Drawn as an image, because thousands of points make a vector file large.
     axes.plot(*points, '.', ms=4, alpha=0.3, mew=0, color=BLUE, rasterized=True)
     axes.set(xscale='log', yscale='log', xlim=(_LEAST / 1.5, 1.5), ylim=(_LEAST / 1.5, 1.5))
     axes.set_xlabel('exact probability')
@@ -90,8 +107,8 @@ def _scatter(axes: Axes, best: Tensor, q: Tensor) -> None:
 def window_curves(steps: Sequence[int], divergences: dict[int, list[Estimate]], axes: Axes | None = None) -> Axes:
     """The divergence (nats) of a run's models from the best predictors that see k tokens, against the step.
 
-    A line a window k, with a dot at its minimum: where it is the lowest line, the model predicts as if it saw k tokens.
-    `divergences` are those of `predictions.window_divergences`. Bands are two standard errors on either side.
+    One line for each window k, with a dot at its minimum. Where a line is the lowest, the model predicts as if it saw k
+    tokens. `divergences` come from `predictions.window_divergences`. Bands are two standard errors on either side.
     """
     axes = own_axes(axes)
     for color, (k, curve) in zip(shades(len(divergences)), divergences.items(), strict=True):
@@ -101,20 +118,20 @@ def window_curves(steps: Sequence[int], divergences: dict[int, list[Estimate]], 
         axes.fill_between(steps, np.maximum(values - 2 * errors, _LEAST_DIVERGENCE), values + 2 * errors,
                           color=color, alpha=0.2, lw=0)  # fmt: skip
         axes.plot(steps[values.argmin()], values.min(), 'o', color=color)
-    _steps_axis(axes)
+    steps_axis(axes)
     axes.set_yscale('log')
     axes.set_ylabel('E KL(P(x_n | last k tokens) || model) (nats)')
-    _legend_below(axes)
+    legend_below(axes)
     return axes
 
 
 @styled
-def ancestor_curves(beliefs: AncestorBeliefs, axes: Any = None) -> Any:
-    """How right a run's predictions are about each ancestor of x_n, against the step; two axes.
+def ancestor_curves(beliefs: AncestorBeliefs, axes: Any = None) -> Figure:
+    """What a run's predictions imply about each ancestor of x_n, against the step: a figure of two panels.
 
-    Left the accuracy of the likeliest ancestor that the prediction implies, dashed that of the exact posterior, which
-    no model passes. Right the divergence (nats) of the implied beliefs: the highest line is the excess loss, and each
-    line the part of it that is an error about that ancestor. See `predictions.ancestor_beliefs`.
+    Left: the accuracy of the likeliest ancestor that the prediction implies, and dashed the upper bound, that of the
+    exact posterior. Right: the divergence (nats) of the implied beliefs. The highest line is the excess, and each line
+    is the part of it that is an error about that ancestor. See `predictions.ancestor_beliefs`.
     """
     axes = np.ravel(panels(1, 2, size=(11, 4.2)) if axes is None else axes)
     names = _names(len(beliefs.best_accuracy) - 1)
@@ -127,21 +144,22 @@ def ancestor_curves(beliefs: AncestorBeliefs, axes: Any = None) -> Any:
     axes[0].set_ylabel('accuracy')
     axes[1].set_yscale('log')
     axes[1].set_ylabel('E KL(exact posterior || belief) (nats)')
-    axes[0].set_title('how often the likeliest is the true one')
-    axes[1].set_title('the excess loss, level by level')
+    axes[0].set_title('how often the likeliest ancestor is the true one')
+    axes[1].set_title('the excess, level by level')
     for panel in axes:
-        _steps_axis(panel)
-        _legend_below(panel)
-    return axes
+        steps_axis(panel)
+        legend_below(panel)
+    return axes[0].figure
 
 
 @styled
-def attention_maps(run: Run, inputs: Tensor, step: int | None = None, axes: Any = None) -> Any:
-    """Where each head looks, a row of panels a block and a column a head; an array of axes.
+def attention_maps(run: Run, inputs: Tensor, step: int | None = None, axes: Any = None) -> Figure:
+    """Where each head looks, as a figure with a row of panels for each block and a column for each head.
 
-    The weights of `inputs (N, T)`, their mean where N > 1: a row a query, a column the token it looks at, named by the
-    tokens themselves where N = 1. Of the last block of a model that predicts x_n alone, the queries that nothing reads
-    are left out. The model is that of `step`, by default the last one. Raises ValueError for a model without attention.
+    Each panel shows the attention weights of `inputs (N, T)`, their mean if N > 1: one row for each query, one column
+    for each token it looks at, labelled with the tokens themselves if N = 1. If the model predicts x_n alone, the last
+    block has one row, since nothing reads the other queries. The model is the one at `step`, by default the last.
+    Raises ValueError for a model without attention.
     """
     maps = attention_weights(run, model_at(run, model_steps(run)[-1] if step is None else step), inputs)
     weights, T = maps.mean(1).numpy(), inputs.shape[1]
@@ -166,16 +184,16 @@ def attention_maps(run: Run, inputs: Tensor, step: int | None = None, axes: Any 
         panel.set_ylabel('token that looks')
         panel.label_outer()
     axes[0, 0].figure.colorbar(image, ax=list(axes.flat), aspect=15 * rows, pad=0.02).set_label('attention weight')
-    return axes
+    return axes[0, 0].figure
 
 
 @styled
-def probe_curves(probes: AncestorProbes, axes: Any = None) -> Any:
-    """Linear probes of each ancestor of x_n, layer by layer: accuracy above, divergence (nats) below; an array of axes.
+def probe_curves(probes: AncestorProbes, axes: Any = None) -> Figure:
+    """Linear probes of each ancestor of x_n, layer by layer, as a figure: accuracy above, divergence (nats) below.
 
-    Full lines are the trained model, the untrained one and shuffled targets; dashed is the exact posterior above, and
-    below the divergence of the posterior given the last k tokens, which a layer that knows no more cannot pass. Of deep
-    trees the six levels next to x_n are drawn.
+    Solid lines are the trained model, the untrained one and shuffled targets. Dashed, above: the exact posterior.
+    Dotted, below: the divergence of the posterior given the last k tokens, the least that a layer which holds no more
+    than these tokens can reach. Of a deep tree, only the six levels next to x_n are drawn.
     """
     names = _names(len(probes.entropy) - 1)
     levels = list(range(len(names)))[-_MOST_COLUMNS:]
@@ -197,7 +215,7 @@ def probe_curves(probes: AncestorProbes, axes: Any = None) -> Any:
         for k, window in sorted(probes.windows.items(), reverse=True):
             value = window[l].item()
             lower.axhline(value, color=BLACK, ls=':', lw=1)
-            place = max(value / high, place + 0.09)  # labels are kept apart
+            place = max(value / high, place + 0.09)  # no two labels overlap
             lower.annotate(f'k = {k}', (1.02, place), xycoords='axes fraction', va='center', fontsize=8, color=GREY)
         lower.set_ylim(0, high)
         upper.set_title(names[l])
@@ -209,20 +227,20 @@ def probe_curves(probes: AncestorProbes, axes: Any = None) -> Any:
     handles.append(Line2D([], [], color=BLACK, ls=':', lw=1))
     labels.append('exact posterior from the last k tokens')
     axes[0, 0].figure.legend(handles, labels, loc='outside lower center', ncols=5)
-    return axes
+    return axes[0, 0].figure
 
 
 @styled
 def generation_scores(run: Run, generation: Generation, axes: Axes | None = None) -> Axes:
-    """How surprising a model's sequences are to the language, `-ln P` (nats), beside as many of the language's own.
+    """The surprise `-ln P` (nats) of a model's sequences under the language, and of as many sequences of the language.
 
-    Each curve is the fraction of sequences that are more surprising than x; where the language excludes some, the curve
-    ends above zero. Vertical lines are the means over the possible sequences. The title has KL(model || language).
+    Each curve is the fraction of sequences with a surprise above x. If the language excludes some of the sequences, the
+    curve ends above zero. Vertical lines are the means over the possible sequences. The title is KL(model || language).
     """
     axes = own_axes(axes)
     number, m = generation.sequences.shape
     own = -exact_log_probs(run, run.rlm.sequences(number, number, 'other')[:, -m:])
-    scores = ((own, GREEN, 'sequences of the language'), (-generation.log_p, BLUE, "model's sequences"))
+    scores = ((own, GREEN, 'sequences of the language'), (-generation.log_p, BLUE, 'sequences of the model'))
     for values, color, label in scores:
         values = values[values.isfinite()].sort().values
         above = 1 - np.arange(1, len(values) + 1) / number
@@ -239,22 +257,9 @@ def generation_scores(run: Run, generation: Generation, axes: Axes | None = None
     if generation.possible < 1:
         title += f': {generation.possible:.1%} of the sequences are possible'
     axes.set_title(title)
-    _legend_below(axes)
+    legend_below(axes)
     return axes
 
 
 def _names(L: int) -> list[str]:
     return [name.replace('x_n', '$x_n$') for name in level_names(L)]
-
-
-def _steps_axis(axes: Axes) -> None:
-    # linear up to 1 puts step 0, the untrained model, on the log axis
-    axes.set_xscale('symlog', linthresh=1, linscale=0.5, subs=range(2, 10))
-    axes.set_xlim(left=0)
-    axes.set_xlabel('step')
-
-
-def _legend_below(axes: Axes) -> None:
-    # Below the axes: inside, some curve would run through it.
-    place: dict[str, Any] = {'loc': 'upper left', 'bbox_to_anchor': (-0.02, -0.15), 'borderaxespad': 0}
-    axes.legend(**place, ncols=5, columnspacing=1.5)

@@ -1,4 +1,7 @@
-"""The figures of a grammar's rules: heat maps, ranked probabilities, entropy and participation against beta."""
+"""The figures of a grammar's rules: heat maps, ranked probabilities, entropy and participation against beta.
+
+`rule_maps` returns its figure; the functions of one panel return their axes.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,20 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 
 from RLM_clean.datasets import RHM, RLM, TreeGrammar
 from RLM_clean.exact import entropies, theory
 from RLM_clean.plots.style import BLACK, CYCLE, GREY, own_axes, panels, shades, styled
 
-# Probabilities below are of one colour in heat maps.
+# Smaller probabilities have the lowest colour in heat maps.
 _LEAST = 1e-5
 
 
 def language_name(language: TreeGrammar, sizes: bool = False) -> str:
-    """The language and its parameter, 'RLM, beta = 2' or 'RHM, m = 4', with v and L where `sizes` asks for them.
+    """The language and its parameter, 'RLM, beta = 2' or 'RHM, m = 4', with v and L if `sizes` is true.
 
-    Grammars of other kinds, as those of registered datasets, have no parameter that is known here: 'own rules'.
+    Other grammars, such as those of registered datasets, are called 'own rules'.
     """
     if isinstance(language, RHM):
         words = ['RHM', f'm = {language.m}']
@@ -36,11 +40,11 @@ def language_name(language: TreeGrammar, sizes: bool = False) -> str:
 
 
 @styled
-def rule_maps(language: TreeGrammar, symbols: Iterable[int] = range(4), level: int = 0, axes: Any = None) -> Any:
-    """Heat maps `T[a, b, c]` over the pairs of children (b, c), one panel a symbol a of `symbols`; an array of axes.
+def rule_maps(language: TreeGrammar, symbols: Iterable[int] = range(4), level: int = 0, axes: Any = None) -> Figure:
+    """Heat maps of `T[a, b, c]` over the pairs of children (b, c), as a figure with one panel for each a of `symbols`.
 
-    The colours are logarithmic, the same in all panels; the one of the lowest value stands for all below it, zero
-    included. `level` counts from the root. Given `axes` are as many as the symbols.
+    Colours are logarithmic and the same in all panels. Probabilities below 1e-5, zero included, have the lowest colour.
+    `level` counts from the root. If `axes` are given, there must be one for each symbol.
     """
     symbols = list(symbols)
     if axes is None:
@@ -50,25 +54,22 @@ def rule_maps(language: TreeGrammar, symbols: Iterable[int] = range(4), level: i
     name = f'{language_name(language)}: '
     for panel, a in zip(axes, symbols, strict=True):
         values = rules[a].clamp(min=_LEAST)
-        # Cells fill their panel: constrained layout loses the labels of panels of a fixed aspect.
+        # Cells fill their panel: constrained layout cuts the labels of panels of a fixed aspect.
         image = panel.imshow(values, norm=LogNorm(_LEAST, 1), origin='lower', interpolation='none', aspect='auto')
         panel.grid(False)
         panel.set_title(f'{name}a = {a}')
         panel.set_xlabel('right child c')
         panel.set_ylabel('left child b')
         panel.label_outer()
-        name = ''  # of the first panel alone
+        name = ''  # only the first panel has it
     bar = axes[0].figure.colorbar(image, ax=list(axes), extend='min', aspect=15, pad=0.02)
     bar.set_label('probability T[a, b, c]')
-    return axes
+    return axes[0].figure
 
 
 @styled
 def ranked_rules(languages: Sequence[RLM], axes: Axes | None = None) -> Axes:
-    """The probabilities of a symbol's pairs of children from the largest to the smallest: their mean over symbols.
-
-    Both axes are logarithmic.
-    """
+    """The probabilities of pairs of children from the largest to the smallest, averaged over parents (log axes)."""
     axes = own_axes(axes)
     for language, color in zip(languages, shades(len(languages)), strict=True):
         ranked = language.level_rules(0).flatten(1).sort(1, descending=True).values.mean(0).numpy()
@@ -85,8 +86,9 @@ def ranked_rules(languages: Sequence[RLM], axes: Axes | None = None) -> Axes:
 def rule_entropies(languages: Sequence[RLM], axes: Axes | None = None) -> Axes:
     """The entropy of a rule against beta, as a fraction of 2 ln v, its value at beta = 0.
 
-    Points are the mean over the rules of the grammars of one v and beta with its standard error, lines the mean over
-    all grammars, dashed the limit of the random energy model for large v, which freezes at beta = 2.
+    Points are means over the rules of the given grammars of one v and beta, with their standard errors. Lines are the
+    exact means over all grammars. Dashed: the random energy model (REM), the limit of large v, which freezes at
+    beta = 2.
     """
     axes = _against_beta(
         languages, own_axes(axes), entropies.rule_entropy, theory.mean_rule_entropy, lambda v: 2 * math.log(v)
@@ -131,7 +133,7 @@ def _against_beta(
     mean: Callable[[int, float], float],
     unit: Callable[[int], float],
 ) -> Axes:
-    """A number of each rule of the languages against beta: points with errors, and their mean by quadrature."""
+    """Draws a number of each rule against beta: points with errors, and the mean over all grammars by quadrature."""
     sizes = sorted({language.v for language in languages})
     for v, color in zip(sizes, CYCLE, strict=False):
         chosen = [language for language in languages if language.v == v]

@@ -32,12 +32,12 @@ def _parameters() -> Any:
 
 
 def context() -> AbstractContextManager[None]:
-    """The style within a `with` block; what the user set globally is back after it."""
+    """Applies the style within a `with` block; the global parameters of matplotlib come back after it."""
     return matplotlib.rc_context(_parameters())
 
 
 def styled(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, drawing in the style and leaving the global parameters of matplotlib as they are."""
+    """Makes a function draw in the style. The global parameters of matplotlib stay as they are."""
 
     @functools.wraps(function)
     def draw(*arguments: P.args, **named: P.kwargs) -> R:
@@ -50,8 +50,8 @@ def styled(function: Callable[P, R]) -> Callable[P, R]:
 def panels(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None, **options: Any) -> Any:
     """The axes of a new figure in the style, one or an array of them, as `Figure.subplots(rows, columns)` has them.
 
-    The figure is `axes.figure` and no part of pyplot, so that nothing keeps it. `size` is in inches, 7 x 4.2 by
-    default; `options` are those of `Figure.subplots`.
+    The figure is `axes.figure`. It does not belong to pyplot, so it is freed when it is no longer used. `size` is in
+    inches, 7 x 4.2 by default; `options` are those of `Figure.subplots`.
     """
     with context():
         return Figure(figsize=size).subplots(rows, columns, **options)
@@ -65,6 +65,18 @@ def own_axes(axes: Axes | None, size: tuple[float, float] | None = None) -> Axes
 def shades(number: int) -> list[Any]:
     """Colours for lines of an ordered quantity, from dark to light."""
     return list(matplotlib.colormaps['viridis'](np.linspace(0, 0.85, max(1, number))))
+
+
+def steps_axis(axes: Axes) -> None:
+    """Makes the x axis one of training steps: logarithmic, and linear up to 1 so that it includes step 0."""
+    axes.set_xscale('symlog', linthresh=1, linscale=0.5, subs=range(2, 10))
+    axes.set_xlim(left=0)
+    axes.set_xlabel('step')
+
+
+def legend_below(axes: Axes, columns: int = 5) -> None:
+    """Puts the legend below the axes: inside, some curve would run through it."""
+    axes.legend(loc='upper left', bbox_to_anchor=(-0.02, -0.15), borderaxespad=0, ncols=columns, columnspacing=1.5)
 
 
 def save(figure: Figure, path: Path) -> None:

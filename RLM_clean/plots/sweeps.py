@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,25 +12,27 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from RLM_clean.config import format_value, similar
-from RLM_clean.plots.style import own_axes, save, shades, styled
-from RLM_clean.sweep.results import Array, Results
+from RLM_clean.plots.style import own_axes, save, shades, steps_axis, styled
 
-# More columns than these would be too small to read.
+if TYPE_CHECKING:
+    from RLM_clean.sweep.results import Array, Results
+
+# More columns would be too small to read.
 _MOST_COLUMNS = 6
 
 
 @styled
 def plot_sweep(results: Results, by: str | None = None) -> Figure:
-    """Test loss and excess (nats) against the step: a line a value of the axis `by`, a column a point of the others.
+    """The test loss and the excess (nats) against the step, with one line for each value of the axis `by`.
 
-    A line is the mean over repetitions, its band reaches from their 16th to their 84th percentile: as far as one
-    standard deviation, were they normal. A dashed line is the mean floor, the loss of the best possible predictors, of
-    the line of its colour. `by` is the axis with the most values by default; of the points of the other axes there are
-    the first six. Raises ValueError for a `by` that is no axis.
+    A line is the mean over repetitions. Its band runs from the 16th to the 84th percentile, which is one standard
+    deviation on either side for a normal distribution. The dashed line of the same colour is the mean floor, the loss
+    of the best possible predictors. Each combination of the other axes has its own column, up to six. `by` is the axis
+    with the most values by default. Raises ValueError for a `by` that is not an axis of the sweep.
     """
     axes = [name for name in results.axes if name != 'repetition']
     if by is not None and by not in axes:
-        raise ValueError(f'by={by!r} is no axis: {similar(by, axes)}')
+        raise ValueError(f'by={by!r} is not an axis of this sweep: {similar(by, axes)}')
     by = by or max(axes, key=lambda name: len(results.axes[name]), default=None)
     others = [name for name in axes if name != by]
     points = list(itertools.product(*(enumerate(results.axes[name]) for name in others)))[:_MOST_COLUMNS]
@@ -52,11 +54,8 @@ def plot_sweep(results: Results, by: str | None = None) -> Figure:
                 upper.axhline(floors.mean(), color=color, ls='--', lw=1, zorder=1)
         title = ', '.join(f'{name} = {format_value(value)}' for name, (_, value) in zip(others, point, strict=True))
         upper.set_title(title, loc='center')
-        # linear up to 1 puts step 0, the untrained model, on the log axis
-        lower.set_xscale('symlog', linthresh=1, linscale=0.5)
-        lower.set_xlim(left=0)
+        steps_axis(lower)
         lower.set_yscale('log', nonpositive='mask')
-        lower.set_xlabel('step')
     panels[0, 0].set_ylabel('test loss (nats); dashed: floor')
     panels[1, 0].set_ylabel('excess over the floor (nats)')
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=6)
@@ -64,7 +63,7 @@ def plot_sweep(results: Results, by: str | None = None) -> Figure:
 
 
 def _draw(axes: Axes, steps: Array, curves: Array, color: Any, label: str | None = None) -> None:
-    """The mean of `curves` `(repetitions, steps)` and its band, at the steps that half of them or more have."""
+    """Draws the mean of `curves (repetitions, steps)` and its band, at the steps that at least half of them have."""
     curves = curves[np.isfinite(curves).any(1)]
     if not len(curves):
         axes.plot([], [], color=color, label=label)
@@ -77,18 +76,17 @@ def _draw(axes: Axes, steps: Array, curves: Array, color: Any, label: str | None
 
 @styled
 def excess_map(results: Results, rows: str = 'num_features', columns: str = 'beta', axes: Axes | None = None) -> Axes:
-    """The excess over the floor (nats) at the end of the runs of a sweep, over two of its axes: a heat map.
+    """A heat map of the excess over the floor (nats) at the end of the runs of a sweep, over two of its axes.
 
-    A cell is the mean over the repetitions and all other axes of the runs that are done, written in it; colours are
-    logarithmic, and cells without a run are empty. Raises ValueError for a name that is no axis, and for one given
-    twice.
+    A cell shows the mean over the finished runs of all repetitions and all other axes. Colours are logarithmic, and
+    cells without a run are empty. Raises ValueError for a name that is not an axis, and for the same name twice.
     """
     names = [name for name in results.axes if name != 'repetition']
     for name in (rows, columns):
         if name not in names:
-            raise ValueError(f'{name!r} is no axis of this sweep: {similar(name, names)}')
+            raise ValueError(f'{name!r} is not an axis of this sweep: {similar(name, names)}')
     if rows == columns:
-        raise ValueError(f'rows and columns are both {rows!r}: give two axes')
+        raise ValueError(f'rows={rows!r} and columns={columns!r} are the same axis: give two different ones')
     values = results.mean('excess', over=[name for name in results.axes if name not in (rows, columns)])
     if names.index(rows) > names.index(columns):
         values = values.T
@@ -109,14 +107,14 @@ def excess_map(results: Results, rows: str = 'num_features', columns: str = 'bet
 
 
 def _log_norm(values: Array) -> LogNorm:
-    """From the least to the largest of the values above zero; any range where there are none."""
+    """A scale from the smallest to the largest value above zero, or any scale if there is none."""
     shown = values[np.isfinite(values) & (values > 0)]
     low, high = (shown.min(), shown.max()) if len(shown) else (0.1, 1)
     return LogNorm(low, high if high > low else 1.01 * low)
 
 
 def save_sweep(results: Results) -> list[Path]:
-    """Draws a sweep into sweep.png in its folder; its path, or none where no run is done yet."""
+    """Draws a sweep into sweep.png in its folder. Returns its path, or nothing if no run has finished."""
     if not len(results.steps):
         return []
     path = results.plan.folder / 'sweep.png'

@@ -1,4 +1,4 @@
-"""The figures of single trees and sequences: symbols, exact posteriors, where ambiguity sits, token strips."""
+"""The figures of single trees and sequences: symbols, exact posteriors, ambiguity by level, token strips."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from RLM_clean.exact.inference import ancestor_posteriors
 from RLM_clean.plots.rules import language_name
 from RLM_clean.plots.style import BLUE, CYCLE, GREY, own_axes, styled
 
-# Nodes of trees and their letters shrink as their leaves become many.
+# Nodes and their labels are drawn smaller in trees with more leaves.
 _LEAVES_AT_FULL_SIZE = 8
 
 
@@ -40,10 +40,10 @@ def tree(levels: Sequence[Tensor], axes: Axes | None = None) -> Axes:
 
 @styled
 def posterior_tree(grammar: TreeGrammar, levels: Sequence[Tensor], axes: Axes | None = None) -> Axes:
-    """The same tree as its leaves tell it: nodes coloured by the entropy (nats) of their exact posterior.
+    """The same tree as inferred from its leaves: nodes coloured by the entropy (nats) of their exact posterior.
 
-    A node shows the true symbol, and under it the posterior probability of that symbol given all leaves. Ringed are the
-    nodes whose most probable symbol is another one.
+    Each node shows the true symbol, and below it the posterior probability of that symbol given all leaves. A ring
+    marks the nodes whose most probable symbol is not the true one.
     """
     axes = own_axes(axes)
     leaves = levels[-1].reshape(1, -1)
@@ -63,12 +63,12 @@ def posterior_tree(grammar: TreeGrammar, levels: Sequence[Tensor], axes: Axes | 
                     bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5},
                 )  # fmt: skip
     axes.figure.colorbar(colors, ax=axes, label='entropy of the posterior (nats)', aspect=30, pad=0.02)
-    axes.set_title('posterior of the true symbol; ringed: another one is likelier')
+    axes.set_title('posterior of the true symbol; ring: another symbol is likelier')
     return axes
 
 
 def _places(L: int, level: int) -> Any:
-    """Where the nodes of a level stand, in units of tokens, from 1: each above the middle of its leaves."""
+    """The horizontal positions of the nodes of a level, in tokens from 1: each above the middle of its leaves."""
     width = 2 ** (L - level)
     return np.arange(2**level) * width + (width + 1) / 2
 
@@ -101,7 +101,7 @@ def _node(axes: Axes, L: int, place: float, level: int, text: str, color: Any, r
 
 
 def _letters(axes: Axes, x: float, y: float, text: str, background: Any, size: float) -> None:
-    """A text in the middle of a coloured field, in black or white, whichever is read better."""
+    """Writes a text in the middle of a coloured field, in black or white, whichever has more contrast."""
     red, green, blue = matplotlib.colors.to_rgb(background)
     color = 'black' if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else 'white'
     axes.text(x, y, text, ha='center', va='center', color=color, fontsize=size, zorder=3)
@@ -109,10 +109,10 @@ def _letters(axes: Axes, x: float, y: float, text: str, background: Any, size: f
 
 @styled
 def ambiguity_by_level(languages: Sequence[TreeGrammar], num_samples: int = 512, axes: Axes | None = None) -> Axes:
-    """Where the ambiguity sits: the mean entropy (nats) of a node's exact posterior given the leaves, level by level.
+    """The ambiguity of each level: the mean entropy (nats) of a node's exact posterior given the leaves.
 
-    The mean is over the nodes of the first `num_samples` sequences of the stream 'floors' of each language; error bars
-    are standard errors over sequences. Zero at a level that every sequence tells.
+    The mean runs over the nodes of the first `num_samples` sequences of the stream 'floors' of each language. Error
+    bars are standard errors over sequences. It is zero if every sequence determines the symbols of the level.
     """
     axes = own_axes(axes)
     for language, color in zip(languages, CYCLE, strict=False):
@@ -130,9 +130,9 @@ def ambiguity_by_level(languages: Sequence[TreeGrammar], num_samples: int = 512,
 
 @styled
 def token_strips(sequences: Tensor, v: int, title: str = '', axes: Axes | None = None) -> Axes:
-    """Sequences `(N, 2^L)` as rows of coloured tokens, the same symbol in the same colour, its number in it.
+    """Sequences `(N, 2^L)` as rows of tokens, each with its number and the colour of its symbol.
 
-    The gaps between tokens are those of the tree: the higher the node that parts two neighbours, the wider.
+    The gap between two neighbours is wider the higher their lowest common ancestor is in the tree.
     """
     axes = own_axes(axes, (8, 0.7 + 0.32 * len(sequences)))
     n = sequences.shape[1]

@@ -98,7 +98,7 @@ def test_what_cannot_be_counted_is_refused_by_name():
         counting.count_joint(sequences, [0, 4], 3)
     with pytest.raises(ValueError, match='position=-1'):
         counting.empirical_joint(sequences, -1, 0, 3)
-    with pytest.raises(ValueError, match='n=5 is no length of n-grams'):
+    with pytest.raises(ValueError, match='n=5 is not a valid length of n-grams'):
         counting.count_ngrams(sequences, 5, 3)
     with pytest.raises(ValueError, match='v=2 does not cover symbols from 0 to 2'):
         counting.empirical_marginals(sequences, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from RLM_clean.analysis.predictions import (
 from RLM_clean.datasets import RHM, RLM, TreeGrammar
 from RLM_clean.exact.inference import next_token_probs
 from RLM_clean.init import init_model
-from RLM_clean.runs.run import load_run
+from RLM_clean.runs import load_run
 
 
 def close(found: Tensor, expected: Tensor, atol: float = 1e-12) -> None:
@@ -99,7 +100,7 @@ def test_divergences_from_windows_are_those_of_measures(num_samples: int) -> Non
     for k in (0, 1, 3):
         expected = measures.divergence_from_window(run.model(), grammar, k, num_samples, run.logits)
         assert found[k] == [pytest.approx(expected, rel=1e-6)] * 3
-    with pytest.raises(ValueError, match='k=4 is no window of a context of 3 tokens'):
+    with pytest.raises(ValueError, match='k=4 is not a valid window of a context of 3 tokens: use 0 to 3'):
         window_divergences(run, ks=[4])
 
 
@@ -194,7 +195,7 @@ def test_the_table_holds_the_probabilities_of_model_and_best_predictor() -> None
     grammar = RLM(v=12, L=2, beta=2.5)
     run = run_of(grammar, model='transformer_clm', objective='all')
     inputs, targets = grammar.batch(10, 16, 'test')
-    lines = prediction_table(run, number=3, top=2).splitlines()
+    lines = str(prediction_table(run, number=3, top=2)).splitlines()
     assert len(lines) == 4 and lines[0].split()[:2] == ['context', 'x_n']
     q, p = predict(run, run.model(), inputs), next_token_probs(grammar, inputs)
     for line, context, x, q_row, p_row in zip(lines[1:], inputs[:3], targets[:3], q[:3], p[:3], strict=True):
@@ -211,9 +212,18 @@ def test_the_table_holds_the_probabilities_of_model_and_best_predictor() -> None
 
 def test_a_long_context_is_cut_in_the_table() -> None:
     grammar = RLM(v=3, L=4, beta=1.0)
-    line = prediction_table(run_of(grammar), number=1).splitlines()[1]
+    line = str(prediction_table(run_of(grammar), number=1)).splitlines()[1]
     assert line.startswith('... ' + ' '.join(map(str, grammar.batch(10, 16, 'test')[0][0, -8:].tolist())))
     assert 'nan' not in line
+
+
+def test_the_table_is_text_in_a_terminal_and_html_in_a_notebook() -> None:
+    table = predictions.Table(['token', 'q < p'], [['1', '0.5 & more'], ['10', '']])
+    assert str(table) == repr(table) == 'token   q < p\n1       0.5 & more\n10'
+    shown = ElementTree.fromstring(table._repr_html_())
+    assert shown.tag == 'table'
+    assert [[cell.text or '' for cell in row] for row in shown] == [table.header, *table.rows]
+    assert all('white-space: pre' in cell.attrib['style'] for cell in shown.iter() if cell.tag in ('th', 'td'))
 
 
 def test_untrained_weights_need_no_file() -> None:

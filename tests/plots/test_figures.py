@@ -1,4 +1,4 @@
-"""Figures: what is drawn is what was measured, it can be read, and the user's parameters of matplotlib stay."""
+"""Figures draw what was measured, are readable, and leave the user's parameters of matplotlib as they were."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ WITHOUT_UNIT = {
 }  # fmt: skip
 
 
-def first(axes: Any) -> Axes:
-    """The axes, or the first of an array."""
-    return np.ravel(axes)[0]
+def first(made: Any) -> Axes:
+    """The axes that a figure function returned, or the first of its figure."""
+    return made.axes[0] if isinstance(made, Figure) else made
 
 
 def parameters() -> dict[str, Any]:
@@ -212,6 +212,7 @@ def test_the_learning_curve_draws_the_records_and_names_the_floors() -> None:
     assert {f'$H_{{{k}}}$ = {value:.3f}' for k, (value, _) in FLOORS.items()} <= written
     (shade,) = axes.patches
     assert shade.get_extents().y1 == pytest.approx(axes.transData.transform((0, 1.0))[1])
+    assert 'below the floor: no model on new sequences' in written
 
 
 def test_the_floor_of_several_targets_is_named_alone() -> None:
@@ -243,7 +244,7 @@ def test_a_run_leaves_its_curve_and_its_excess_in_one_picture(tmp_path: Path) ->
 
 def test_rule_maps_draw_the_probabilities_and_the_least_colour_for_what_is_below() -> None:
     rules = RHM_SMALL.level_rules(1)
-    for a, axes in zip((0, 3), plots.rule_maps(RHM_SMALL, [0, 3], level=1), strict=True):
+    for a, axes in zip((0, 3), plots.rule_maps(RHM_SMALL, [0, 3], level=1).axes[:2], strict=True):
         (image,) = axes.get_images()
         np.testing.assert_allclose(image.get_array(), rules[a].clamp(min=1e-5))
         assert image.norm.vmin == 1e-5 and image.norm.vmax == 1
@@ -395,18 +396,38 @@ def test_the_ladder_is_that_of_the_window_entropies() -> None:
         np.testing.assert_allclose(numbers(line[0].get_ydata()), [value for value, _ in floors.values()])
 
 
-def test_information_is_averaged_over_grammars_in_the_logarithm_beside_its_theory() -> None:
+def test_information_is_the_mean_of_the_theory_and_that_of_a_typical_grammar() -> None:
+    """Full points are arithmetic means, of which the theory is, and open ones geometric means."""
     axes = axes_of('information_decay')
     groups = [[grammar for grammar in OF_ONE_SIZE if grammar.beta == beta] for beta in BETAS]
-    for group, points in zip(groups, axes.containers[:3], strict=True):
-        information = np.array([correlations.mutual_information_by_distance(grammar) for grammar in group])
-        np.testing.assert_allclose(numbers(points[0].get_ydata()), np.exp(np.log(information).mean(0)))
+    hollow = [line for line in axes.get_lines() if line.get_markerfacecolor() == 'white' and len(line.get_xdata()) == 2]
     dashed = [line for line in axes.get_lines() if line.get_linestyle() == '--' and len(line.get_xdata()) == 2]
-    for beta, line in zip(BETAS, dashed[:3], strict=True):
-        first_value, second_value = np.asarray(line.get_ydata())
-        assert second_value / first_value == pytest.approx(theory.random_second_eigenvalue(4, beta) ** 4)
+    assert len(hollow) == 3 and len(dashed) == 4
+    for group, points, typical, line in zip(groups, axes.containers[:3], hollow, dashed[:3], strict=True):
+        information = np.array([correlations.mutual_information_by_distance(grammar).numpy() for grammar in group])
+        np.testing.assert_allclose(numbers(points[0].get_ydata()), information.mean(0))
+        np.testing.assert_allclose(numbers(typical.get_ydata()), np.exp(np.log(information).mean(0)))
+        heights = [bar[1, 1] - bar[0, 1] for bar in points[2][0].get_segments()]
+        np.testing.assert_allclose(heights, 2 * information.std(0, ddof=1) / math.sqrt(2))
+        decay = theory.random_second_eigenvalue(4, group[0].beta) ** 4
+        np.testing.assert_allclose(numbers(line.get_ydata()), information[:, 0].mean() * np.array([1, decay]))
     # v (1 - m / v) / (2 m^(2h - 1)) with v = 4, m = 2
-    np.testing.assert_allclose(np.asarray(dashed[3].get_ydata()), [4 * 0.5 / 4, 4 * 0.5 / 16])
+    np.testing.assert_allclose(numbers(dashed[3].get_ydata()), [4 * 0.5 / 4, 4 * 0.5 / 16])
+    assert {'mean over grammars', 'geometric mean', 'theory of the mean'} <= set(axes.get_legend_handles_labels()[1])
+
+
+def test_information_is_averaged_only_over_grammars_of_the_same_parameters_and_sizes() -> None:
+    sizes = [(4, 2, 1.5), (5, 2, 1.5), (4, 3, 1.5), (4, 2, 3.0)]
+    languages = [RLM(v, L, beta, seed_rules=seed) for v, L, beta in sizes for seed in (1, 2)]
+    axes = plots.information_decay(languages)
+    assert len(axes.containers) == 4
+    for i, points in enumerate(axes.containers):
+        pair = [
+            correlations.mutual_information_by_distance(grammar).numpy() for grammar in languages[2 * i : 2 * i + 2]
+        ]
+        np.testing.assert_allclose(numbers(points[0].get_ydata()), np.mean(pair, 0))
+    names = [name for name in axes.get_legend_handles_labels()[1] if name.startswith('RLM')]
+    assert names == [*(f'RLM, v = {v}, L = {L}, beta = 1.5' for v, L, _ in sizes[:3]), 'RLM, beta = 3']
 
 
 def test_the_decay_between_the_ends_of_sub_trees_has_the_slope_of_the_eigenvalues() -> None:
@@ -466,16 +487,23 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
-def draw_for_the_slider(beta: float) -> Axes:
+def draw_axes(beta: float) -> Axes:
     return plots.ranked_rules([RLM(v=4, L=1, beta=beta)])
 
 
-def test_a_slider_draws_the_figure_again_where_ipywidgets_is(shown: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def draw_figure(beta: float) -> Figure:
+    return plots.rule_maps(RLM(v=4, L=1, beta=beta), [0])
+
+
+@pytest.mark.parametrize('draw', [draw_axes, draw_figure])
+def test_a_slider_redraws_the_figure_with_ipywidgets(
+    draw: Callable[[float], Any], shown: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     module: Any = types.ModuleType('ipywidgets')
     module.SelectionSlider = FakeSlider
     monkeypatch.setitem(sys.modules, 'ipywidgets', module)
     before = parameters()
-    plots.slider(draw_for_the_slider, [1.0, 2.0], start=1.0)
+    plots.slider(draw, [1.0, 2.0], start=1.0)
     control, picture = shown
     assert control.options['options'] == [1.0, 2.0] and control.options['value'] == 1.0
     control.move(2.0)
@@ -483,14 +511,14 @@ def test_a_slider_draws_the_figure_again_where_ipywidgets_is(shown: list[Any], m
     assert parameters() == before
 
 
-def test_a_slider_is_a_plain_picture_where_ipywidgets_is_not(shown: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slider_is_a_plain_picture_without_ipywidgets(shown: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'ipywidgets', None)
-    plots.slider(draw_for_the_slider, [1.0, 2.0], start=2.0)
+    plots.slider(draw_axes, [1.0, 2.0], start=2.0)
     (picture,) = shown
     assert picture.data.startswith(b'\x89PNG')
 
 
-def test_a_slider_that_starts_at_none_of_its_values_is_refused(shown: list[Any]) -> None:
-    with pytest.raises(ValueError, match=r'start=3.0 is none of the values: use one of \[1.0, 2.0\]'):
-        plots.slider(draw_for_the_slider, [1.0, 2.0], start=3.0)
+def test_a_slider_that_starts_outside_its_values_is_refused(shown: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r'start=3.0 is not one of the values: use one of \[1.0, 2.0\]'):
+        plots.slider(draw_axes, [1.0, 2.0], start=3.0)
     assert not shown
