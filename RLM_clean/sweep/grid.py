@@ -19,7 +19,7 @@ from typing import Any
 
 from RLM_clean.config import DEFAULTS, EXECUTION, format_value, similar
 
-# What a run is named by and how it is computed is not what a sweep varies.
+# A sweep varies neither the name of a run nor how it is computed.
 _FIXED = EXECUTION | {'outname'}
 _RANGE = re.compile(r'(?P<first>[^:]+?)\.\.(?P<last>[^:]+):(?P<number>[^:]*?)(?P<log>log)?')
 _SWITCHES = {'1': True, 'true': True, 'yes': True, '0': False, 'false': False, 'no': False}
@@ -47,9 +47,9 @@ class Axis:
 
 
 def read_axis(words: Sequence[str]) -> Axis:
-    """The axis of words such as 'beta=0.8,1.2'; several words are varied together, value by value.
+    """The axis of words such as 'beta=0.8,1.2'; several words vary together, value by value.
 
-    Raises ValueError with one sentence for what is no axis.
+    Raises ValueError with one sentence for words that are not an axis.
     """
     columns: dict[str, list[Any]] = {}
     for word in words:
@@ -57,13 +57,13 @@ def read_axis(words: Sequence[str]) -> Axis:
         if not equals:
             raise ValueError(f'{word!r} gives no values: write them as in beta=0.8,1.2')
         if name in columns:
-            raise ValueError(f'{name} is varied with itself: name it once')
+            raise ValueError(f'{name} is varied with itself: give it once')
         columns[name] = read_values(name, text)
     return make_axis(columns)
 
 
 def make_axis(columns: dict[str, list[Any]]) -> Axis:
-    """The axis of options that vary together, {name: values}. Raises ValueError for what is no axis."""
+    """The axis of options that vary together, {name: values}. Raises ValueError for what cannot be an axis."""
     for name, values in columns.items():
         _check_name(name)
         if not values:
@@ -72,12 +72,12 @@ def make_axis(columns: dict[str, list[Any]]) -> Axis:
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         counts = ', '.join(f'{length} of {name}' for name, length in lengths.items())
-        raise ValueError(f'{" and ".join(names)} vary together but have not as many values: {counts}')
+        raise ValueError(f'{" and ".join(names)} vary together but have different numbers of values: {counts}')
     points = tuple(zip(*columns.values(), strict=True))
     for i, point in enumerate(points):
         if point in points[:i]:
             words = ' '.join(f'{name}={format_value(value)}' for name, value in zip(names, point, strict=True))
-            raise ValueError(f'{words} stands twice among the values: leave one out')
+            raise ValueError(f'{words} is given twice among the values: leave one out')
     return Axis(names, points)
 
 
@@ -93,7 +93,7 @@ def _check_name(name: str) -> None:
     if name in _FIXED:
         raise ValueError(f'{name} cannot vary within a sweep: give it once, as --{name}')
     if name not in DEFAULTS:
-        raise ValueError(f'{name!r} is no option: {similar(name, DEFAULTS)}')
+        raise ValueError(f'{name!r} is not an option: {similar(name, DEFAULTS)}')
 
 
 # ---------------------------------------------------------------------- values
@@ -102,7 +102,7 @@ def _check_name(name: str) -> None:
 def read_values(name: str, text: str) -> list[Any]:
     """The values of an option from text such as '0.8,1.2' or '1e-4..1e-1:7log', of the option's own kind.
 
-    Values of a range have six significant digits. Raises ValueError with one sentence for what is no value.
+    Values of a range have six significant digits. Raises ValueError with one sentence for text that is not a value.
     """
     _check_name(name)
     if not text.strip(' ,'):
@@ -134,7 +134,7 @@ def _read_value(name: str, text: str) -> Any:
 def _read_range(name: str, text: str) -> list[Any]:
     found = _RANGE.fullmatch(text)
     if not found or not found['number'].isdecimal():
-        raise ValueError(f'{name}={text} is no range: write it as first..last:number, or with log after the number')
+        raise ValueError(f'{name}={text} is not a range: write it as first..last:number, or with log after the number')
     first, last = (_read_number(name, found[end]) for end in ('first', 'last'))
     number = int(found['number'])
     if not 2 <= number <= _MOST_VALUES:
@@ -167,7 +167,7 @@ def spaced(first: float, last: float, number: int, log: bool = False) -> list[fl
 def _whole(name: str, text: str, value: float) -> int:
     if value != round(value):
         raise ValueError(
-            f'{name}={text} contains {value:g}, which is no whole number: choose other ends or their number'
+            f'{name}={text} contains {value:g}, which is not a whole number: choose other ends or their number'
         )
     return int(value)
 
@@ -177,7 +177,7 @@ def _whole(name: str, text: str, value: float) -> int:
 
 @dataclass(frozen=True)
 class Request:
-    """What a sweep is asked to be; None and empty where nothing was said."""
+    """What a sweep is asked to be; None or empty where nothing was given."""
 
     outname: str | None = None
     axes: tuple[Axis, ...] = ()
@@ -215,7 +215,7 @@ def read_toml(path: str | Path) -> Request:
         [options]
         max_iters = 25000
 
-    Raises ValueError with one sentence for what cannot be read or is none of these.
+    Raises ValueError with one sentence for what cannot be read, and for any other entry.
     """
     content = _load_toml(path)
     kinds = {
@@ -225,7 +225,7 @@ def read_toml(path: str | Path) -> Request:
         if name not in kinds:
             raise ValueError(f'{path} has {name!r}, which it cannot: {similar(name, kinds)} (options go to [options])')
         if not isinstance(value, kinds[name]) or isinstance(value, bool):
-            raise ValueError(f'{path} has {name}={value!r}, which is no {kinds[name].__name__}: see docs/sweeps.md')
+            raise ValueError(f'{path} has {name}={value!r}, which is not a {kinds[name].__name__}: see docs/sweeps.md')
     axes = [_toml_axis({name: values}) for name, values in content.get('grid', {}).items()]
     for table in content.get('zip', []):
         if not isinstance(table, dict):
@@ -253,7 +253,7 @@ def _toml_values(name: str, values: Any) -> list[Any]:
     if isinstance(values, str):
         return read_values(name, values)
     values = values if isinstance(values, list) else [values]
-    # A whole number is a good value of an option that is none: beta = [1, 2].
+    # A whole number is a good value of an option that takes any number: beta = [1, 2].
     return [float(x) if _kind(name) is float and type(x) is int else x for x in values]
 
 
@@ -271,4 +271,4 @@ def _load_toml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f'{path} cannot be read ({error.strerror}): give the path of a TOML file') from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path} is no TOML: {error}') from None
+        raise ValueError(f'{path} is not TOML: {error}') from None

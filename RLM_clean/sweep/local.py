@@ -1,46 +1,41 @@
 """The local launcher: worker processes on this machine, as many as its cores or its GPUs allow.
 
-What is known of a sweep is in its folder alone. The driver starts workers while there are free runs and tells what
-became of them; killed at any moment it leaves nothing to repair, and any number of drivers may serve one sweep.
+The folder of a sweep holds all that is known of it. The driver starts workers while there are free runs, and reports
+which runs have ended. It can be killed at any moment, and any number of drivers may serve one sweep.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import time
-from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from RLM_clean.runs.files import RunFiles
-from RLM_clean.runs.locks import is_locked
 from RLM_clean.sweep import worker
-from RLM_clean.sweep.plan import Member, Plan, groups
+from RLM_clean.sweep.plan import Plan, PlannedRun
 from RLM_clean.sweep.states import (
-    claim_file,
     failure,
+    forget_deaths,
     holder,
+    is_busy,
     last_record,
     pending,
-    record_failure,
     seconds_left,
     state,
 )
 from RLM_clean.training.machine import available_cores, resolve_device
-from RLM_clean.training.progress import format_seconds
+from RLM_clean.training.progress import Say, format_seconds, say
 from RLM_clean.training.signals import Interruption
-
-Say = Callable[[str], None]
 
 # Seconds between two looks at the folder.
 _INTERVAL = 0.5
-# A run whose workers died so often is given up, the last time while it was trained without others of its group; and so
-# is the sweep when workers die as often before they take a run.
+# After so many deaths of workers that had not taken a run, with none in between that did, no more are started.
 _MOST_DEATHS = 3
 
 
@@ -58,65 +53,77 @@ def default_workers(execution: dict[str, Any]) -> int:
     return max(1, available_cores() // int(execution.get('threads', 1)))
 
 
-def default_group(members: list[Member], workers: int) -> int:
-    """The largest group that leaves each worker a share of every shape."""
-    largest = max((len(group) for group in groups(members, lambda config: len(members))), default=1)
-    return max(1, -(-largest // workers))
+def launch(plan: Plan, workers: int, group: int | None = None, say: Say = say) -> bool:
+    """Trains a sweep with `workers` processes until no run is left that can be trained.
 
-
-def launch(plan: Plan, workers: int, say: Say = print) -> bool:
-    """Trains a sweep by `workers` processes, group by group, until no run is left that can be.
-
-    Returns False when a signal asked to save and stop. Runs that other drivers train are waited for. Raises
-    DeadWorkersError when workers die before they take a run; a second SIGINT stops at once, by KeyboardInterrupt.
+    Returns False when a signal asked to save and stop. Runs that other drivers train are waited for. `group` is the
+    most runs that are trained together, see `worker.work`. Raises DeadWorkersError when workers die before they take
+    a run; a second SIGINT stops at once, by KeyboardInterrupt.
     """
-    crew = Crew(plan, workers, say)
+    driver = Driver(plan, workers, group, say)
     with Interruption() as interruption:
         try:
-            while crew.serve() and not interruption.requested():
+            while driver.serve() and not interruption.requested():
                 time.sleep(_INTERVAL)
+            if not interruption.requested():
+                return True
+            say(f'{interruption.name}: the workers save and stop')
+            driver.stop()
         except BaseException:
-            crew.kill()
-            raise
-        if not interruption.requested():
-            return True
-        say(f'{interruption.name}: the workers save and stop')
-        try:
-            crew.stop()
-        except KeyboardInterrupt:
-            crew.kill()
+            driver.kill()
             raise
     return False
 
 
-class Crew:
-    """The workers of a driver."""
+class Driver:
+    """The workers that one process has started, and the runs that are left."""
 
-    def __init__(self, plan: Plan, number: int, say: Say) -> None:
-        self.plan, self.number, self.say = plan, number, say
-        self.group_of = {member.name: i for i, group in enumerate(plan.groups, start=1) for member in group}
+    def __init__(self, plan: Plan, number: int, group: int | None, say: Say) -> None:
+        self.plan, self.number, self.group, self.say = plan, number, group, say
         self.workers: dict[int, subprocess.Popen[bytes]] = {}  # by their place: 0, 1, ...
         self.started = 0
-        self.deaths: Counter[str] = Counter()  # of workers, by the runs that they held
-        self.open = [member for member in plan.members if pending(member)]
+        self.seen_at_work: set[int] = set()  # the processes that have held a run
+        self.deaths = 0  # of workers that held no run, since one was seen to take a run
+        self.last_death = ''
+        self.open = [run for run in plan.runs if pending(run)]
         self.logs = plan.folder / 'logs'
 
     def serve(self) -> bool:
-        """Looks at the folder, tells what is new, and starts workers where there are free runs; False at the end."""
-        self._bury()
-        before, self.open = self.open, [member for member in self.open if pending(member)]
-        self._tell(before)
+        """Reports what has changed in the folder, and starts workers while there are free runs; False at the end."""
+        self._collect_ended_workers()
+        before, self.open = self.open, [run for run in self.open if pending(run)]
+        self._report_ended_runs(before)
         if not self.open and not self.workers:
             return False
-        wanted = min(self.number, len({self.group_of[member.name] for member in self.open}))
-        if len(self.workers) < wanted and any(self._free(member) for member in self.open):
-            while len(self.workers) < wanted:
-                self._start()
+        if len(self.workers) < self.number:
+            self._start_workers()
         return True
 
-    def _free(self, member: Member) -> bool:
-        files = (claim_file(self.plan.folder, member.name), RunFiles(member.config.outname).config)
-        return not any(is_locked(file) for file in files)
+    def _start_workers(self) -> None:
+        """Starts a worker for each free run, as far as there are places; workers that have yet to take one count."""
+        held = self._held()
+        working = {pid for pid, runs in held.items() if runs}
+        if not working <= self.seen_at_work:
+            self.seen_at_work |= working
+            self.deaths = 0
+        free = (run for run in self.open if not is_busy(self.plan.folder, run))
+        wanted = len(list(itertools.islice(free, self.number))) - (len(held) - len(working))
+        wanted = min(wanted, self.number - len(self.workers))
+        if wanted > 0 and self.deaths >= _MOST_DEATHS:
+            if not self.workers:  # otherwise those that work go on
+                raise DeadWorkersError(f'{self.last_death} before it took a run: see the files in {self.logs}')
+            return
+        for _ in range(wanted):
+            self._start()
+
+    def _held(self) -> dict[int, list[PlannedRun]]:
+        """The open runs that each worker holds, or held when it died, by the number of its process."""
+        held: dict[int, list[PlannedRun]] = {process.pid: [] for process in self.workers.values()}
+        for run in self.open:
+            claim = holder(self.plan.folder, run.name)
+            if claim is not None and claim.host == socket.gethostname() and claim.pid in held:
+                held[claim.pid].append(run)
+        return held
 
     def stop(self) -> None:
         """Has the workers save and stop, and waits for it."""
@@ -132,14 +139,14 @@ class Crew:
         for process in self.workers.values():
             process.kill()
             process.wait()
+        for run in itertools.chain.from_iterable(self._held().values()):
+            forget_deaths(self.plan.folder, run.name)
 
     def _start(self) -> None:
         place = next(i for i in range(self.number) if i not in self.workers)
         self.logs.mkdir(exist_ok=True)
         log = self.logs / f'{socket.gethostname()}_{os.getpid()}_{self.started}.txt'
-        # A group whose workers have died before: one of its runs may kill the others.
-        alone = {self.group_of[member.name] for member in self.open if self.deaths[member.name] == _MOST_DEATHS - 1}
-        words = worker.command(self.plan.folder, self.plan.execution, alone=sorted(alone))
+        words = worker.command(self.plan.folder, self.plan.execution, self.group, self.number)
         with open(log, 'ab') as file:
             # Its standard input ends when this process does, however it ends. A session of its own: Ctrl-C on the
             # terminal is for the driver.
@@ -153,49 +160,38 @@ class Crew:
             )
         self.started += 1
 
-    def _bury(self) -> None:
-        """Forgets workers that have ended; what those held that died is counted, and given up in the end."""
-        for place, process in list(self.workers.items()):
-            status = process.poll()
-            if status is None:
-                continue
-            del self.workers[place]
+    def _collect_ended_workers(self) -> None:
+        """Reports workers that have died, with the runs that they held."""
+        ended = {place: status for place, worker in self.workers.items() if (status := worker.poll()) is not None}
+        held = self._held() if any(ended.values()) else {}
+        for place, status in ended.items():
+            process = self.workers.pop(place)
             assert process.stdin is not None
             process.stdin.close()
             if status == 0:
                 continue
-            lost = [m for m in self.open if holder(self.plan.folder, m.name) == (process.pid, socket.gethostname())]
-            for name in [member.name for member in lost if pending(member)] or ['']:
-                self.deaths[name] += 1
-            self._give_up(f'signal {-status}' if status < 0 else f'status {status}', lost)
+            names = [run.name for run in held[process.pid]]
+            self.deaths = 0 if names else self.deaths + 1
+            self.last_death = f'a worker ended with {f"signal {-status}" if status < 0 else f"status {status}"}'
+            self.say(f'{self.last_death} while it held {", ".join(names) or "no run"}')
 
-    def _give_up(self, how: str, lost: list[Member]) -> None:
-        if self.deaths[''] == _MOST_DEATHS:
-            raise DeadWorkersError(f'workers end with {how} before they take a run: see the files in {self.logs}')
-        self.say(f'a worker ended with {how} while it held {", ".join(m.name for m in lost) or "no run"}')
-        for member in lost:
-            if self.deaths[member.name] == _MOST_DEATHS and pending(member):
-                why = (
-                    f'its workers died {_MOST_DEATHS} times, the last with {how}: if memory ran out, use fewer workers'
-                )
-                record_failure(member.config.outname, why)
-
-    def _tell(self, before: list[Member]) -> None:
+    def _report_ended_runs(self, before: list[PlannedRun]) -> None:
         """Says which runs have ended since the last look."""
-        names = {member.name for member in self.open}
-        ended = [member for member in before if member.name not in names]
+        names = {run.name for run in self.open}
+        ended = [run for run in before if run.name not in names]
         if not ended:
             return
-        total = len(self.plan.members)
-        seconds = sum(seconds_left(state(member, self.plan.folder) for member in self.plan.members).values())
+        self.deaths = 0
+        total = len(self.plan.runs)
+        seconds = sum(seconds_left(state(run, self.plan.folder) for run in self.plan.runs).values())
         left = f'; about {format_seconds(seconds / self.number)} left' if seconds else ''
-        for i, member in enumerate(ended, start=total - len(before) + 1):
-            self.say(f'{i:>{len(str(total))}}/{total}  {member.name}  {_ending(member)}{left}')
+        for i, run in enumerate(ended, start=total - len(before) + 1):
+            self.say(f'{i:>{len(str(total))}}/{total}  {run.name}  {_ending(run)}{left}')
 
 
-def _ending(member: Member) -> str:
-    record = last_record(RunFiles(member.config.outname).log)
-    why = failure(member.config.outname)
+def _ending(run: PlannedRun) -> str:
+    record = last_record(RunFiles(run.config.outname).log)
+    why = failure(run.config.outname)
     if why is not None or record is None:
         return f'failed: {why}'
     return f'done at step {record["t"]}: test loss {record["testloss"]:.4f}, excess {record["excess"]:.4f}'

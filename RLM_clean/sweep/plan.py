@@ -1,6 +1,6 @@
-"""A sweep as it is defined: its runs with their names and seeds, their groups, and the file that keeps it.
+"""The definition of a sweep: its runs with their names and seeds, and the file sweep.json that keeps it.
 
-{folder}/sweep.json holds the definition; every run of it is {folder}/{name}, with the files of a run of its own.
+{folder}/sweep.json holds the definition. Every run is {folder}/{name}, with the files that a single run has.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from RLM_clean.sweep.grid import Axis, Request, check_axes
 
 SEEDS = {'rules': 'seed_rules', 'sample': 'seed_sample', 'model': 'seed_model'}
 
-# Runs that differ in these alone have the same shapes and the same schedule: they can be trained together.
-MEMBER_OPTIONS = frozenset(
+# Runs that differ only in these have the same shapes and the same schedule: they can be trained together.
+OWN_OPTIONS = frozenset(
     {*SEEDS.values(), 'beta', 'lr', 'momentum', 'weight_decay', 'grad_clip', 'loss_threshold', 'outname'}
 )
 
 _MOST_RUNS = 10**5
+_REMEDY = 'remove it, and give the command of the sweep again'
 
 
 def repetition_seeds(seed: int, repetition: int) -> dict[str, int]:
@@ -40,7 +41,7 @@ def repetition_seeds(seed: int, repetition: int) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Member:
+class PlannedRun:
     """A run of a sweep: its name, its options, its values on the axes, and its repetition (None without any)."""
 
     name: str
@@ -50,15 +51,15 @@ class Member:
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """What runs have in common that can be trained together."""
-        shared = [getattr(self.config, name) for name in DEFAULTS if name not in MEMBER_OPTIONS]
-        # What is zero is left out of a step.
+        """What is equal for runs that can be trained together."""
+        shared = [getattr(self.config, name) for name in DEFAULTS if name not in OWN_OPTIONS]
+        # A step leaves out what is zero.
         return *shared, *(getattr(self.config, name) == 0 for name in ('momentum', 'weight_decay', 'grad_clip'))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep is. Raises ValueError with one sentence, when it is made, for what cannot be run.
+    """What a sweep is. Raises ValueError with one sentence for what cannot be run.
 
     Attributes:
         folder: where its files are.
@@ -68,10 +69,7 @@ class Plan:
         vary: which of rules, sample and model get another seed in each repetition.
         seed: what these seeds are derived from, see `repetition_seeds`.
         execution: options that change where or how a run is computed, not what.
-        group: the most runs of a group; None while nobody has chosen it.
-        seats: the groups: names of runs that are trained together, each in its place. A run keeps its group and its
-            place for ever, for its losses depend on them by rounding; a run that is in none is trained alone.
-        members: the runs: all points of the grid, the last axis fastest, for the first repetition, then for the next.
+        runs: all points of the grid, the last axis fastest, for the first repetition, then for the next.
     """
 
     folder: Path
@@ -81,9 +79,7 @@ class Plan:
     vary: tuple[str, ...] = tuple(SEEDS)
     seed: int = 0
     execution: dict[str, Any] = dataclasses.field(default_factory=dict)
-    group: int | None = None
-    seats: tuple[tuple[str, ...], ...] = ()
-    members: list[Member] = dataclasses.field(init=False, repr=False, compare=False)
+    runs: list[PlannedRun] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_axes(self.axes)
@@ -97,10 +93,9 @@ class Plan:
         if type(self.seed) is not int or not 0 <= self.seed < 2**63:
             raise ValueError(f'seed={self.seed!r} is out of range: use a whole number from 0 to 2^63 - 1')
         if not self.axes and self.repetitions is None:
-            raise ValueError('nothing varies: give --grid or --repetitions, or train one run by RLM_clean/main.py')
+            raise ValueError('nothing varies: give --grid or --repetitions, or train one run with RLM_clean/main.py')
         self._check_clashes()
-        object.__setattr__(self, 'members', self._make_members())
-        self._check_groups()
+        object.__setattr__(self, 'runs', self._make_runs())
 
     def _check_clashes(self) -> None:
         for axis in self.axes:
@@ -121,14 +116,6 @@ class Plan:
                     f'leave it out, or use vary={others}'
                 )
 
-    def _check_groups(self) -> None:
-        shapes = {member.name: member.shape for member in self.members} if self.seats else {}
-        seated = [name for names in self.seats for name in names]
-        known = len(set(seated)) == len(seated) and shapes.keys() >= set(seated)
-        if not known or any(len({shapes[name] for name in names}) != 1 for names in self.seats):
-            path = plan_file(self.folder)
-            raise ValueError(f'{path} has groups that are none of its runs: remove it, and start the sweep as before')
-
     @property
     def _varied_seeds(self) -> tuple[str, ...]:
         return tuple(SEEDS[kind] for kind in self.vary) if self.repetitions is not None else ()
@@ -138,23 +125,23 @@ class Plan:
         """The options on the axes, in their order."""
         return [name for axis in self.axes for name in axis.names]
 
-    def _make_members(self) -> list[Member]:
+    def _make_runs(self) -> list[PlannedRun]:
         number = math.prod(len(axis.points) for axis in self.axes) * (self.repetitions or 1)
         if number > _MOST_RUNS:
             raise ValueError(f'the grid has {number} runs: make several sweeps of at most {_MOST_RUNS}')
         repetitions: Iterable[int | None] = [None] if self.repetitions is None else range(1, self.repetitions + 1)
-        members = [
-            self._member(dict(zip(self.varied, itertools.chain.from_iterable(values), strict=True)), repetition)
+        runs = [
+            self._make_run(dict(zip(self.varied, itertools.chain.from_iterable(values), strict=True)), repetition)
             for repetition in repetitions
             for values in itertools.product(*(axis.points for axis in self.axes))
         ]
-        names = [member.name for member in members]
+        names = [run.name for run in runs]
         if len(set(names)) < len(names):
             twice = next(name for i, name in enumerate(names) if name in names[:i])
             raise ValueError(f'two runs would be named {twice!r}: leave one of their values out')
-        return members
+        return runs
 
-    def _member(self, point: dict[str, Any], repetition: int | None) -> Member:
+    def _make_run(self, point: dict[str, Any], repetition: int | None) -> PlannedRun:
         name = '_'.join(f'{option}{format_value(value)}' for option, value in point.items())
         seeds = {}
         if repetition is not None:
@@ -162,7 +149,7 @@ class Plan:
             derived = repetition_seeds(self.seed, repetition)
             seeds = {seed: derived[seed] for seed in self._varied_seeds}
         options = {**self.options, **self.execution, **point, **seeds, 'outname': str(self.folder / name)}
-        return Member(name, Config(**options), point, repetition)
+        return PlannedRun(name, Config(**options), point, repetition)
 
     def to_dict(self) -> dict[str, Any]:
         """The definition as plain values, with the defaults that its runs had."""
@@ -173,33 +160,13 @@ class Plan:
             'repetitions': self.repetitions,
             'vary': list(self.vary),
             'seed': self.seed,
-            'group': self.group,
-            'groups': self.seats,
         }
-
-    @property
-    def groups(self) -> list[list[Member]]:
-        """All runs by the groups that they are trained in, each in its place; those in no group alone, at the end."""
-        members = {member.name: member for member in self.members}
-        return [[members.pop(name) for name in names] for names in self.seats] + [[m] for m in members.values()]
-
-    def grouped(self, largest: int, limit: Callable[[Config], int]) -> Plan:
-        """This sweep with its runs that are in no group in groups of one shape, of `limit(config)` runs at most.
-
-        `largest` is the most runs of a group where the sweep has no such number yet; it keeps it.
-        """
-        largest = self.group or largest
-        seated = {name for names in self.seats for name in names}
-        left = [member for member in self.members if member.name not in seated]
-        shares = groups(left, lambda config: min(largest, limit(config)))
-        seats = (*self.seats, *(tuple(member.name for member in share) for share in shares))
-        return dataclasses.replace(self, group=largest, seats=seats)
 
     @property
     def _shared(self) -> dict[str, Any]:
         """Every option that all runs share, the defaults among them."""
         left_out = EXECUTION | {'outname', *self.varied, *self._varied_seeds}
-        shared = {name: getattr(self.members[0].config, name) for name in DEFAULTS if name not in left_out}
+        shared = {name: getattr(self.runs[0].config, name) for name in DEFAULTS if name not in left_out}
         if self.options.get('num_tokens') is None and 'num_tokens' in shared:
             shared['num_tokens'] = None  # it follows num_layers, which may vary
         return shared
@@ -226,8 +193,6 @@ class Plan:
             if value != old[name]:
                 new, stored = format_value(value), format_value(old[name])
                 raise ValueError(f'{name}={new} differs from {stored} {where}: {remedy}')
-        if asked.group not in (None, self.group):
-            raise ValueError(f'group={asked.group} differs from {self.group} {where}: {remedy}')
         axes = tuple(_extended_axis(axis, asked, where) for axis in self.axes)
         return dataclasses.replace(self, axes=axes, repetitions=again, execution=asked.execution)
 
@@ -242,19 +207,12 @@ def _extended_axis(axis: Axis, asked: Plan, where: str) -> Axis:
     return Axis(axis.names, (*axis.points, *(point for point in points if point not in axis.points)))
 
 
-def groups(members: Iterable[Member], limit: Callable[[Config], int]) -> list[list[Member]]:
-    """The runs that can be trained together, in lists of at most `limit(config)`, about as long as each other.
-
-    All are in the order of `members`.
-    """
-    together: dict[tuple[Any, ...], list[Member]] = {}
-    for member in members:
-        together.setdefault(member.shape, []).append(member)
-    result = []
-    for runs in together.values():
-        size = math.ceil(len(runs) / math.ceil(len(runs) / limit(runs[0].config)))
-        result += [runs[i : i + size] for i in range(0, len(runs), size)]
-    return result
+def by_shape(runs: Iterable[PlannedRun]) -> list[list[PlannedRun]]:
+    """The runs in lists of those that can be trained together, each in the order of `runs`."""
+    lists: dict[tuple[Any, ...], list[PlannedRun]] = {}
+    for run in runs:
+        lists.setdefault(run.shape, []).append(run)
+    return list(lists.values())
 
 
 # ---------------------------------------------------------------------- the file
@@ -265,11 +223,8 @@ def plan_file(folder: str | Path) -> Path:
     return Path(folder) / 'sweep.json'
 
 
-def make_plan(request: Request, execution: dict[str, Any], group: int | None = None) -> Plan:
-    """The plan of a request, with groups of at most `group` runs.
-
-    Raises ValueError with one sentence for what cannot be run.
-    """
+def make_plan(request: Request, execution: dict[str, Any]) -> Plan:
+    """The plan of a request. Raises ValueError with one sentence for what cannot be run."""
     if not request.outname:
         raise ValueError('outname is missing: give the folder of the sweep, as in --outname results/my_sweep')
     given = {'repetitions': request.repetitions, 'vary': request.vary, 'seed': request.seed}
@@ -279,39 +234,44 @@ def make_plan(request: Request, execution: dict[str, Any], group: int | None = N
             raise ValueError(f'{name}={value} is for repetitions: add them, or give {", ".join(SEEDS.values())}')
     folder = Path(request.outname)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f'outname={request.outname!r} is a file, a sweep is a folder: use another')
+        raise ValueError(f'outname={request.outname!r} is a file, but a sweep is a folder: use another name')
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return Plan(folder, request.axes, request.options, execution=execution, group=group, **chosen)
+    return Plan(folder, request.axes, request.options, execution=execution, **chosen)
 
 
 def read_plan(folder: str | Path, execution: dict[str, Any] | None = None) -> Plan:
     """The plan of a sweep from its file.
 
-    Raises ValueError when there is none or it cannot be read.
+    Raises ValueError with one sentence when there is no such file, or it does not hold a sweep. Entries that are not
+    used any more (`group` and `groups` of earlier versions) are ignored.
     """
     path = plan_file(folder)
+    not_a_sweep = f'{path} is not the file of a sweep: {_REMEDY}'
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
+        content = _load_json(path)
+        columns = [{str(name): list(values) for name, values in axis.items()} for axis in content['axes']]
+        options, vary = dict(content['options']), tuple(content['vary'])
+        for name in [*options, *(name for names in columns for name in names)]:
+            if name not in DEFAULTS:
+                raise ValueError(f'{path} has the unknown option {name!r}: {similar(name, DEFAULTS)}')
+        if any(len(set(map(len, names.values()))) != 1 for names in columns):
+            raise ValueError(not_a_sweep)
+        axes = tuple(Axis(tuple(names), tuple(zip(*names.values(), strict=True))) for names in columns)
+        seeds = {'repetitions': content['repetitions'], 'vary': vary, 'seed': content['seed']}
+        return Plan(Path(folder), axes, options, execution=execution or {}, **seeds)
+    except (KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(not_a_sweep) from None
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
-        raise ValueError(f'{str(folder)!r} has no file sweep.json: give the folder of a sweep') from None
+        raise ValueError(f'{str(path.parent)!r} has no file sweep.json: give the folder of a sweep') from None
     except NotADirectoryError:
-        raise ValueError(f'{str(folder)!r} is no folder: give that of a sweep') from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f'{path} cannot be read ({error}): remove it, and start the sweep as before') from None
-    try:
-        axes = tuple(Axis(tuple(columns), tuple(zip(*columns.values(), strict=True))) for columns in content['axes'])
-        values = {name: content[name] for name in ('options', 'repetitions', 'seed')}
-        vary = tuple(content['vary'])
-        # Earlier versions trained every run alone.
-        group, seats = content.get('group', 1), tuple(tuple(map(str, names)) for names in content.get('groups', []))
-        if group is not None and (type(group) is not int or group < 1):
-            raise ValueError
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise ValueError(f'{path} is not the file of a sweep: remove it, and start the sweep as before') from None
-    for name in [*values['options'], *(name for axis in axes for name in axis.names)]:
-        if name not in DEFAULTS:
-            raise ValueError(f'{path} has {name!r}, which is no option: {similar(name, DEFAULTS)}')
-    return Plan(Path(folder), axes, vary=vary, execution=execution or {}, group=group, seats=seats, **values)
+        raise ValueError(f'{str(path.parent)!r} is not a folder: give the folder of a sweep') from None
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, not JSON, or a number with too many digits
+        raise ValueError(f'{path} cannot be read ({error}): {_REMEDY}') from None
 
 
 def save_plan(plan: Plan) -> None:

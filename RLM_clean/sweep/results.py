@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from RLM_clean.config import similar
+from RLM_clean.runs import contents
 from RLM_clean.runs.files import Record, RunFiles
 from RLM_clean.runs.storage import atomic_write
 from RLM_clean.runs.storage import load as load_file
-from RLM_clean.sweep.plan import Member, Plan, read_plan
+from RLM_clean.sweep.plan import Plan, PlannedRun, read_plan
 from RLM_clean.sweep.states import state
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -30,24 +30,25 @@ RECORDED = ('trainloss', 'testloss', 'testacc', 'excess', 'seconds')
 
 @dataclass
 class Result:
-    """What the files of a run hold, without its models: its status, its records, its floors, its best test loss."""
+    """What the files of a run hold, without its models: its status, its records, its options and its floors."""
 
-    member: Member
+    run: PlannedRun
     status: str
     records: list[Record] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
-    floors: dict[str, float | None] = field(default_factory=dict)
+    floors: dict[str, float] = field(default_factory=dict)
     end: dict[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """The run as a row of runs.csv: see `Results`."""
         last = self.records[-1] if self.records else {}
-        best = min(self.records, key=lambda record: record['testloss'], default={})
-        options = {**self.member.config.to_dict(), **self.options}
+        # By the excess, which is exact or nearly so: the least of many noisy test losses lies below what was reached.
+        best = min(self.records, key=lambda record: record['excess'], default={})
+        options = {**self.run.config.to_dict(), **self.options}
         return {
-            'run': self.member.name,
+            'run': self.run.name,
             'status': self.status,
-            'repetition': self.member.repetition,
+            'repetition': self.run.repetition,
             **{name: value for name, value in options.items() if name not in ('outname', 'resume')},
             **self.floors,
             'step': last.get('t'),
@@ -59,42 +60,34 @@ class Result:
         }
 
 
-def read_result(member: Member, folder: Path) -> Result:
+def read_result(run: PlannedRun, folder: Path) -> Result:
     """What the files of a run hold, whoever trained it, finished or not.
 
     Raises UnreadableFileError for a file that cannot be read, ValueError for one of another configuration.
     """
-    files = RunFiles(member.config.outname)
+    files = RunFiles(run.config.outname)
     if files.final.exists():
-        content = _peek(files.final)
+        content = load_file(files.final, tensors=False)
+        contents.check(content, contents.FINAL, files.final)
         output = content['output']
         end = {name: output[name] for name in ('excess_error', 'early_stop')}
-        result = Result(member, 'done', output['dynamics'], content['config'], _floors(output), end)
+        result = Result(run, 'done', output['dynamics'], content['config'], _floors(output), end)
     elif files.config.exists():
-        content = _peek(files.config)
-        status = state(member, folder).status
-        result = Result(member, status, files.read_log(), content['config'], _floors(content))
+        content = load_file(files.config, tensors=False)
+        contents.check(content, contents.CONFIG, files.config)
+        result = Result(run, state(run, folder).status, files.read_log(), content['config'], _floors(content))
     else:
-        return Result(member, state(member, folder).status)
-    name = member.config.first_difference(result.options)
+        return Result(run, state(run, folder).status)
+    name = run.config.first_difference(result.options)
     if name is not None:
-        value, stored = getattr(member.config, name), result.options[name]
-        raise ValueError(f'{name}={stored!r} of {member.config.outname} is {value!r} in its sweep: move that run away')
+        value, stored = getattr(run.config, name), result.options[name]
+        raise ValueError(f'{name}={stored!r} of {run.config.outname} is {value!r} in its sweep: move that run away')
     return result
 
 
-def _floors(content: dict[str, Any]) -> dict[str, float | None]:
-    windows = {f'floor_{k}': value for k, (value, _) in (content['floors'] or {}).items()}
+def _floors(content: dict[str, Any]) -> dict[str, float]:
+    windows = {f'floor_{k}': value for k, (value, _) in content['floors'].items()}
     return {'entropy': content['entropy'], 'marginal': content['marginal'], **windows}
-
-
-def _peek(path: Path) -> dict[str, Any]:
-    """The content of a .pt file whose tensors stay on the disk."""
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except Exception:  # of many kinds: `load` says what is wrong in one sentence
-        return load_file(path)
-    return content if isinstance(content, dict) else load_file(path)
 
 
 class Results:
@@ -107,9 +100,9 @@ class Results:
         results.curves('testloss')                   # (2, 2, 3, len(results.steps))
 
     `results[name]` takes every column of runs.csv: an option, a floor (`entropy`, `marginal`, `floor_1`, ...), what was
-    measured last (`trainloss`, `testloss`, `testacc`, `excess`, `excess_error`, `seconds`, `step`), `best_loss` and
-    `best_step`, `early_stop`, `status`, `run`. Losses are in nats. NaN stands for what is not known; by default this
-    includes what a run has measured that is not done.
+    measured last (`trainloss`, `testloss`, `testacc`, `excess`, `excess_error`, `seconds`, `step`), the test loss and
+    the step of the record with the least excess (`best_loss`, `best_step`), `early_stop`, `status`, `run`. Losses are
+    in nats. NaN stands for what is not known. By default that includes the measurements of runs that are not done.
 
     Attributes:
         axes: the values of each axis, {name: values}; options that vary together are named by the first of them.
@@ -136,7 +129,7 @@ class Results:
         """A column of runs.csv over the grid, `(..., repetitions)`: numbers in float64, texts as objects."""
         names = list(dict.fromkeys(key for row in self._rows for key in row))
         if name not in names:
-            raise ValueError(f'{name!r} is no column of this sweep: {similar(name, names)}')
+            raise ValueError(f'{name!r} is not a column of this sweep: {similar(name, names)}')
         values = [row.get(name) for row in self._rows]
         if any(isinstance(value, str) for value in values):
             return self._arrange(np.array(values, dtype=object))
@@ -150,7 +143,7 @@ class Results:
         for curve, run in zip(curves, self.runs, strict=True):
             for record in run.records if id(run) in counted else ():
                 if name not in record:
-                    raise ValueError(f'{name!r} is in no record: {similar(name, record)}')
+                    raise ValueError(f'{name!r} is not in the records: {similar(name, record)}')
                 curve[places[record['t']]] = record[name]
         return self._arrange(curves)
 
@@ -183,7 +176,7 @@ class Results:
         for name in [over] if isinstance(over, str) else over:
             places = [i for i, names in enumerate(axes) if name in names]
             if not places:
-                raise ValueError(f'over={name!r} is no axis: {similar(name, [n for names in axes for n in names])}')
+                raise ValueError(f'over={name!r} is not an axis: {similar(name, [n for names in axes for n in names])}')
             found.append(places[0])
         return tuple(found)
 
@@ -200,7 +193,7 @@ def load(folder: str | Path, done_only: bool = True) -> Results:
     Raises ValueError when the folder holds no sweep, and for a run whose files cannot be read or are not of the sweep.
     """
     plan = read_plan(folder)
-    return Results(plan, [read_result(member, plan.folder) for member in plan.members], done_only)
+    return Results(plan, [read_result(run, plan.folder) for run in plan.runs], done_only)
 
 
 def collect(folder: str | Path) -> list[Path]:
@@ -222,9 +215,10 @@ def write_tables(results: Results) -> list[Path]:
     folder, varied = results.plan.folder, results.plan.varied
     rows = [run.row() for run in results.runs]
     records = []
-    for run in results.runs:
-        head = {'run': run.member.name, **run.member.point, 'repetition': run.member.repetition}
-        for record in run.records:
+    for result in results.runs:
+        run = result.run
+        head = {'run': run.name, **run.point, 'repetition': run.repetition}
+        for record in result.records:
             measured = {name: record[name] for name in RECORDED}
             records.append({**head, 't': record['t'], **measured, 'learning_rate': record['lr']})
     columns = ['run', *varied, 'repetition', 't', *RECORDED, 'learning_rate']

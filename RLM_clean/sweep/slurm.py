@@ -1,13 +1,13 @@
 """The SLURM launcher: workers of a sweep as a job array, through submitit (an optional package).
 
-Each task of the array is a worker: it takes runs until none is left. When it is asked to stop it saves its run, has
+Each task of the array is a worker: it takes runs until none is left. When it is asked to stop it saves its runs, has
 itself requeued, and goes on from there when its turn comes again, as often as that takes:
 
     out of time             `notice` seconds before the end of its time limit
     preempted               in the partition's grace time, or by SLURM itself where there is none
     scancel --signal=USR1   asked to make room for a moment, by hand
 
-`scancel` alone ends it: it saves, and does not come back. Nor does one whose time ends before its first step.
+`scancel` alone ends it: it saves, and does not come back. Nor does a task whose time ends before its first step.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # A task must hear signals from its first moment on. This module, which it loads before it can, therefore imports
 # nothing slow, and names the worker instead of importing it: to load torch from a network disk can take a minute.
-_WORK = 'RLM_clean.worker:work'
+_WORK = 'RLM_clean.sweep.worker:work'
 
 # Seconds by which SLURM may be early with its notice.
 _CLOCK = 60
@@ -62,7 +62,7 @@ class Resources:
     cpus: int = _option(1, 'cores', _COUNT)
     notice: int = _option(120, 'seconds before the end of the time limit at which a task saves', _COUNT)
     split: bool = _option(
-        False, "share the runs out beforehand, where nodes do not see each other's locks on files", _SWITCH
+        False, "give each task its runs beforehand, where nodes do not see each other's locks on files", _SWITCH
     )
 
     def __post_init__(self) -> None:
@@ -84,10 +84,11 @@ def check() -> None:
         raise ValueError("launcher='slurm' finds no sbatch: use it on a login node of a cluster, or launcher='local'")
 
 
-def launch(plan: Plan, workers: int, resources: Resources) -> str:
+def launch(plan: Plan, workers: int, group: int | None, resources: Resources) -> str:
     """Submits an array of `workers` tasks that train a sweep; returns its job number.
 
-    It does not wait for them. What they say is in {folder}/slurm. All nodes must see the folder of the sweep.
+    It does not wait for them. Their output is in {folder}/slurm. All nodes must see the folder of the sweep. `group`
+    is the most runs that are trained together, see `worker.work`.
 
     Raises ValueError with one sentence where submitit or SLURM is missing, and where SLURM refuses the jobs.
     """
@@ -97,11 +98,14 @@ def launch(plan: Plan, workers: int, resources: Resources) -> str:
     folder = plan.folder.absolute()
     executor = submitit.SlurmExecutor(folder=folder / 'slurm')
     executor.update_parameters(**_parameters(folder, resources))
-    parts = [(i + 1, workers) if resources.split else (1, 1) for i in range(workers)]
-    tasks = [(_WORK, str(folder), plan.execution, part, resources.notice) for part in parts]
+    common = {'execution': plan.execution, 'group': group}
+    tasks: list[dict[str, Any]] = [{**common, 'workers': workers}] * workers
+    if resources.split:
+        tasks = [{**common, 'part': (i, workers)} for i in range(1, workers + 1)]
+    arguments = [(_WORK, str(folder), task, resources.notice) for task in tasks]
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says comes in the error too
-            jobs = executor.map_array(run_task, *zip(*tasks, strict=True))
+        with contextlib.redirect_stderr(io.StringIO()):  # the error has what sbatch says
+            jobs = executor.map_array(run_task, *zip(*arguments, strict=True))
     except submitit.core.utils.FailedJobError as error:
         reason = '; '.join(line.removeprefix('sbatch: error: ') for line in str(error).splitlines())
         raise ValueError(f'SLURM refuses the jobs ({reason}): ask for something else') from None
@@ -110,7 +114,7 @@ def launch(plan: Plan, workers: int, resources: Resources) -> str:
 
 def _parameters(folder: Path, asked: Resources) -> dict[str, Any]:
     """What submitit gives to sbatch and srun."""
-    package = Path(__file__).absolute().parent.parent
+    home = Path(__file__).absolute().parents[2]
     parameters: dict[str, Any] = {
         'job_name': f'rlm-{folder.name}',
         'time': asked.minutes,
@@ -121,7 +125,7 @@ def _parameters(folder: Path, asked: Resources) -> dict[str, Any]:
         # Where the cluster does not requeue jobs unless they say that they can be.
         'additional_parameters': {'requeue': True},
         # The package need not be installed, nor the job be submitted from its folder.
-        'setup': [f'export PYTHONPATH={shlex.quote(str(package))}${{PYTHONPATH:+:$PYTHONPATH}}'],
+        'setup': [f'export PYTHONPATH={shlex.quote(str(home))}${{PYTHONPATH:+:$PYTHONPATH}}'],
     }
     if asked.partition:
         parameters['partition'] = asked.partition
@@ -135,29 +139,31 @@ def _parameters(folder: Path, asked: Resources) -> dict[str, Any]:
 # ---------------------------------------------------------------------- in the job
 
 
-def run_task(work: str, folder: str, execution: dict[str, Any], part: tuple[int, int], notice: int) -> str:
-    """What a task of the array runs: a worker, named as 'module:function'. Returns how it ended for good.
+def run_task(work: str, folder: str, task: dict[str, Any], notice: int) -> str:
+    """What a task of the array runs: a worker, named as 'module:function', with the arguments of `worker.work`.
+
+    Returns how it ended for good.
 
     Interrupted, it has itself requeued and ends by SystemExit: submitit then writes no result, the job goes on.
     """
     before = _results(folder)
     with Interruption() as interruption:
-        # submitit's own signal would raise an exception in the middle of a step; runs hear this one, and save.
+        # submitit's own signal would raise an exception in the middle of a step. Runs listen for this one, and save.
         signal.signal(signal.SIGUSR2, lambda *_: signal.raise_signal(signal.SIGUSR1))
         call = pkgutil.resolve_name(work)
-        if not interruption.requested() and call(folder, execution, part):
+        if not interruption.requested() and call(folder, **task):
             return 'done'
         # Within the interruption: a second signal must not end the process before it is requeued.
-        task, state, left = _job()
+        job, state, left = _job()
         # A job that its user cancelled would come back if it were requeued while it ends; SLURM may be requeuing it.
         if state != 'RUNNING':
-            print(f'{task} is {state.lower() or "gone"}: saved, and not requeued from here', flush=True)
+            _say(f'{job} is {state.lower() or "gone"}: saved, and not requeued from here')
             return 'cancelled'
         if left <= notice + _CLOCK and _results(folder) <= before:
-            print(f'{task} is out of time before its first step, and not requeued: give it more --minutes', flush=True)
+            _say(f'{job} is out of time before its first step, and not requeued: give it more --minutes')
             return 'out of time'
-        print(f'{task} is requeued: saved, it goes on from there', flush=True)
-        _ask('scontrol', 'requeue', task)
+        _say(f'{job} is requeued: saved, it goes on from there')
+        _ask('scontrol', 'requeue', job)
     raise SystemExit
 
 
@@ -183,6 +189,11 @@ def seconds(text: str) -> float:
         return math.inf
     days, hours, minutes, rest = (int(part or 0) for part in found.groups())
     return ((24 * days + hours) * 60 + minutes) * 60 + rest
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # a full disk must not keep a task from being requeued
+        print(line, flush=True)
 
 
 def _ask(*words: str) -> str:

@@ -1,7 +1,10 @@
-"""How far each run of a sweep is, told by its files: who holds it, its last record, and why it failed.
+"""How far each run of a sweep is, as its files say: who trains it, its last record, and why it failed.
 
-{folder}/claims/{name}       locked by the process that trains the run, and while it does holds its number and machine
-{folder}/{name}_failed.json  why the last try failed; a run that has it waits until it is told to try again
+{folder}/claims/{name}       locked by the process that trains the run, and naming it while it does
+{folder}/claims/sweep.json   locked while the definition is written, or a worker chooses its next runs
+{folder}/{name}_failed.json  why the last try failed; such a run is tried again only when the user asks for it
+
+To look at a run takes no lock.
 """
 
 from __future__ import annotations
@@ -11,16 +14,18 @@ import json
 import os
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from RLM_clean.runs import contents
 from RLM_clean.runs.files import Record, RunFiles
 from RLM_clean.runs.locks import is_locked, try_lock
 from RLM_clean.runs.storage import atomic_write
-from RLM_clean.sweep.plan import Member, Plan
+from RLM_clean.sweep.plan import Plan, PlannedRun
 from RLM_clean.training.progress import format_seconds
 
 STATUSES = ('done', 'running', 'interrupted', 'waiting', 'failed')
@@ -32,25 +37,50 @@ _TAIL = 4096
 # ---------------------------------------------------------------------- claims
 
 
+class Claim(NamedTuple):
+    """Who trains a run, or did so when it was killed: process and machine, and what it found when it took the run.
+
+    `deaths` is the number of workers that had died in a row while they held the run, `step` that of its last record.
+    """
+
+    pid: int
+    host: str
+    deaths: int = 0
+    step: int = -1
+
+
 def claim_file(folder: Path, name: str) -> Path:
     """The path of the file that is locked by whoever trains a run."""
     return folder / 'claims' / name
 
 
 @contextmanager
-def claim(folder: Path, name: str) -> Iterator[bool]:
-    """Holds a run for this process while entered, and says whether it could: False where another process holds it.
+def sweep_lock(folder: Path) -> Iterator[None]:
+    """Waits for the lock of a whole sweep, and holds it while entered."""
+    path = claim_file(folder, 'sweep.json')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with try_lock(path, create=True) as file:
+            if file is not None:
+                yield
+                return
+
+
+@contextmanager
+def claim(folder: Path, run: PlannedRun) -> Iterator[bool]:
+    """Holds a run for this process while entered, and gives True; False where another process holds it.
 
     The lock ends with the process, whatever ends it. Unlike the lock of `RunFiles.claim` it is there before the run is.
     """
-    path = claim_file(folder, name)
+    path = claim_file(folder, run.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with try_lock(path, create=True) as file:
         if file is None:
             yield False
             return
+        mine = Claim(os.getpid(), socket.gethostname(), deaths(folder, run), _last_step(run))
         file.truncate(0)
-        file.write(json.dumps({'pid': os.getpid(), 'host': socket.gethostname()}).encode())
+        file.write(json.dumps(mine._asdict()).encode())
         file.flush()
         try:
             yield True
@@ -58,25 +88,51 @@ def claim(folder: Path, name: str) -> Iterator[bool]:
             file.truncate(0)
 
 
-def holder(folder: Path, name: str) -> tuple[int, str] | None:
-    """The process and the machine that hold a run, or held it when they were killed; None where it was let go."""
+def holder(folder: Path, name: str) -> Claim | None:
+    """The claim on a run, also that of a process that was killed; None where it was let go or never taken."""
     try:
-        content = json.loads(claim_file(folder, name).read_text(encoding='utf-8'))
-        return content['pid'], content['host']
-    except (OSError, ValueError, KeyError, TypeError):
+        found = Claim(**json.loads(claim_file(folder, name).read_text(encoding='utf-8')))
+    except (OSError, ValueError, TypeError):
         return None
+    kinds = zip(found, (int, str, int, int), strict=True)
+    return found if all(isinstance(value, kind) for value, kind in kinds) else None
+
+
+def deaths(folder: Path, run: PlannedRun) -> int:
+    """How many workers in a row died while they held a free run, without a new record of it."""
+    last = holder(folder, run.name)
+    if last is None:
+        return 0
+    return 1 if _last_step(run) > last.step else last.deaths + 1
+
+
+def forget_deaths(folder: Path, name: str) -> None:
+    """Takes back the claim of a process that was killed, so that it does not count as a death."""
+    with contextlib.suppress(OSError):
+        os.truncate(claim_file(folder, name), 0)
+
+
+def is_busy(folder: Path, run: PlannedRun) -> bool:
+    """Whether any process trains a run."""
+    # A run that was begun has a lock of its own, which main.py takes too.
+    return is_locked(claim_file(folder, run.name)) or is_locked(RunFiles(run.config.outname).config)
+
+
+def _last_step(run: PlannedRun) -> int:
+    record = last_record(RunFiles(run.config.outname).log)
+    return record['t'] if record else -1
 
 
 # ---------------------------------------------------------------------- failures
 
 
 def failure_file(outname: str | Path) -> Path:
-    """The path of the file that tells why a run failed."""
+    """The path of the file that says why a run failed."""
     return Path(f'{outname}_failed.json')
 
 
 def record_failure(outname: str | Path, why: str) -> None:
-    """Keeps in the folder why a run failed; it is not tried again while that is there."""
+    """Writes down why a run failed; it is not tried again while that file is there."""
     content = {'why': why, 'when': time.strftime('%Y-%m-%d %H:%M:%S')}
     atomic_write(failure_file(outname), lambda file: file.write((json.dumps(content) + '\n').encode()))
 
@@ -96,10 +152,9 @@ def failure(outname: str | Path) -> str | None:
         return 'unknown: the file that says why cannot be read'
 
 
-def pending(member: Member) -> bool:
+def pending(run: PlannedRun) -> bool:
     """Whether a run is still to be trained, by this process or another."""
-    files = RunFiles(member.config.outname)
-    return not files.final.exists() and not failure_file(member.config.outname).exists()
+    return not RunFiles(run.config.outname).final.exists() and not failure_file(run.config.outname).exists()
 
 
 # ---------------------------------------------------------------------- states
@@ -109,7 +164,7 @@ def pending(member: Member) -> bool:
 class State:
     """How far a run is: `status` is one of STATUSES, `record` its last record, `why` the reason of a failure."""
 
-    member: Member
+    run: PlannedRun
     status: str
     record: Record | None = None
     why: str = ''
@@ -127,33 +182,32 @@ class State:
     @property
     def last_step(self) -> int:
         """The step at which the run ends, unless it stops early."""
-        return self.member.config.last_step
+        return self.run.config.last_step
 
 
-def state(member: Member, folder: Path) -> State:
+def state(run: PlannedRun, folder: Path) -> State:
     """How far a run is, from its files, without reading a model."""
-    files = RunFiles(member.config.outname)
+    files = RunFiles(run.config.outname)
     record = last_record(files.log)
     if files.final.exists():
-        return State(member, 'done', record)
-    # Its worker may hold it still, for the others of its group.
-    why = failure(member.config.outname)
+        return State(run, 'done', record)
+    # Its worker may still hold its lock, for the other runs of its group.
+    why = failure(run.config.outname)
     if why is not None:
-        return State(member, 'failed', record, why)
-    # A run that was begun has a lock of its own, which main.py takes too.
-    if is_locked(claim_file(folder, member.name)) or is_locked(files.config):
-        return State(member, 'running', record)
-    return State(member, 'interrupted' if files.config.exists() else 'waiting', record)
+        return State(run, 'failed', record, why)
+    if is_busy(folder, run):
+        return State(run, 'running', record)
+    return State(run, 'interrupted' if files.config.exists() else 'waiting', record)
 
 
 def last_record(log: Path) -> Record | None:
-    """The last whole line of a log of records; None where there is none."""
+    """The last whole record of a log; None where there is none. Lines that are not records are left out."""
     with contextlib.suppress(OSError), open(log, 'rb') as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
         for line in reversed(file.read().splitlines()):
-            with contextlib.suppress(ValueError):  # cut short by a kill, or by where the tail begins
+            with contextlib.suppress(ValueError, RecursionError):  # cut short by a kill, or where the tail begins
                 record = json.loads(line)
-                if isinstance(record, dict) and 't' in record:
+                if contents.difference(record, contents.RECORD) is None:
                     return record
     return None
 
@@ -167,17 +221,17 @@ def seconds_left(states: Iterable[State]) -> dict[str, float]:
     spent: dict[Any, tuple[float, int]] = {}  # seconds and steps, by shape and (None) in all
     states = list(states)
     for s in states:
-        for key in (s.member.shape, None):
+        for key in (s.run.shape, None):
             seconds, steps = spent.get(key, (0.0, 0))
             spent[key] = (seconds + s.seconds, steps + s.step)
     left = {}
     for s in states:
-        seconds, steps = spent[s.member.shape if spent[s.member.shape][1] else None]
+        seconds, steps = spent[s.run.shape if spent[s.run.shape][1] else None]
         # The first steps are evaluated more often than the later ones.
         if s.step > s.last_step / 4:
             seconds, steps = s.seconds, s.step
         if s.status not in ('done', 'failed') and steps:
-            left[s.member.name] = seconds / steps * (s.last_step - s.step)
+            left[s.run.name] = seconds / steps * (s.last_step - s.step)
     return left
 
 
@@ -186,10 +240,10 @@ def seconds_left(states: Iterable[State]) -> dict[str, float]:
 
 def table(plan: Plan) -> str:
     """The runs of a sweep, a line each, and their numbers at the end."""
-    states = [state(member, plan.folder) for member in plan.members]
+    states = [state(run, plan.folder) for run in plan.runs]
     left = _seconds_to_end(plan, states)
     rows: list[tuple[str, ...]] = [('run', 'status', 'step', '', 'left', 'test', 'excess', '')]
-    rows += [_row(s, left.get(s.member.name)) for s in states]
+    rows += [_row(s, left.get(s.run.name)) for s in states]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     lines = []
     for row in rows:
@@ -201,11 +255,15 @@ def table(plan: Plan) -> str:
 
 
 def _seconds_to_end(plan: Plan, states: list[State]) -> dict[str, float]:
-    """How long each running run will still take, by name: as long as all those that are trained with it."""
+    """How long each running run will still take, by name: as long as all those that its process trains with it."""
     work = seconds_left(states)
-    running = {s.member.name for s in states if s.status == 'running'}
-    together = [running.intersection(member.name for member in group) for group in plan.groups]
-    return {name: sum(work.get(other, 0.0) for other in names) for names in together for name in names if name in work}
+    running = [s.run.name for s in states if s.status == 'running']
+    # main.py, which makes no claim, trains a run alone.
+    process = {name: (holder(plan.folder, name) or (name, ''))[:2] for name in running}
+    total: dict[Any, float] = defaultdict(float)
+    for name in running:
+        total[process[name]] += work.get(name, 0.0)
+    return {name: total[process[name]] for name in running if name in work}
 
 
 def _row(s: State, left: float | None) -> tuple[str, ...]:
@@ -213,7 +271,7 @@ def _row(s: State, left: float | None) -> tuple[str, ...]:
     early = s.status == 'done' and s.step < s.last_step
     test, excess = (s.record['testloss'], s.record['excess']) if s.record else (None, None)
     return (
-        s.member.name,
+        s.run.name,
         s.status,
         step,
         f'{100 * s.step / s.last_step:.0f}%' if s.record else '',

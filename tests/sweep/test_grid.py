@@ -17,7 +17,7 @@ from RLM_clean.config import Config
 from RLM_clean.runs.files import RunFiles
 from RLM_clean.streams import stream_key
 from RLM_clean.sweep.grid import Axis, Request, merged, read_axis, read_toml, read_values, spaced
-from RLM_clean.sweep.plan import MEMBER_OPTIONS, Plan, groups, make_plan, read_plan, repetition_seeds, save_plan
+from RLM_clean.sweep.plan import OWN_OPTIONS, Plan, by_shape, make_plan, read_plan, repetition_seeds, save_plan
 
 SEEDS = ('seed_rules', 'seed_sample', 'seed_model')
 
@@ -81,22 +81,22 @@ BAD_AXES: list[tuple[str, str]] = [
     ('beta=1,x', "beta='x' is not a number: give one"),
     ('depth=1,1.5', "depth='1.5' is not a whole number: give one"),
     ('tie_weights=0,2', "tie_weights='2' is not true or false: give one"),
-    ('bta=1,2', "'bta' is no option: did you mean beta?"),
-    ('colour=1,2', "'colour' is no option: see --help"),
-    ('beta=1,2,1.0', 'beta=1 stands twice among the values: leave one out'),
-    ('beta=1..2', 'is no range: write it as first..last:number'),
-    ('beta=1..2:few', 'is no range: write it as first..last:number'),
+    ('bta=1,2', "'bta' is not an option: did you mean beta?"),
+    ('colour=1,2', "'colour' is not an option: see --help"),
+    ('beta=1,2,1.0', 'beta=1 is given twice among the values: leave one out'),
+    ('beta=1..2', 'is not a range: write it as first..last:number'),
+    ('beta=1..2:few', 'is not a range: write it as first..last:number'),
     ('beta=1..x:3', "beta='x' is not a number: give one"),
     ('beta=1..nan:3', "beta='nan' is not a number: give one"),
     ('beta=1..2:1', 'asks for 1 values: ask for 2 to 1000'),
     ('beta=1..2:99999', 'asks for 99999 values: ask for 2 to 1000'),
     ('lr=0..1:3log', 'has an end that is not above 0'),
-    ('depth=1..2:3', 'contains 1.5, which is no whole number: choose other ends'),
+    ('depth=1..2:3', 'contains 1.5, which is not a whole number: choose other ends'),
     ('device=cpu,cuda', 'device cannot vary within a sweep: give it once, as --device'),
     ('outname=a,b', 'outname cannot vary within a sweep'),
-    ('beta=1,2 lr=1', 'beta and lr vary together but have not as many values: 2 of beta, 1 of lr'),
-    ('beta=1 beta=2', 'beta is varied with itself: name it once'),
-    ('beta=1,2,1 lr=1,2,1', 'beta=1 lr=1 stands twice among the values'),
+    ('beta=1,2 lr=1', 'beta and lr vary together but have different numbers of values: 2 of beta, 1 of lr'),
+    ('beta=1 beta=2', 'beta is varied with itself: give it once'),
+    ('beta=1,2,1 lr=1,2,1', 'beta=1 lr=1 is given twice among the values'),
 ]
 
 
@@ -160,13 +160,13 @@ BAD_TOML: list[tuple[str, str]] = [
     ('beta = [1, 2]', "'beta', which it cannot"),
     ('[grid]\nbeta = []', 'beta has no values'),
     ('[grid]\nbta = [1]', 'did you mean beta?'),
-    ('[grid]\nbeta = [1, 1.0]', 'beta=1 stands twice'),
+    ('[grid]\nbeta = [1, 1.0]', 'beta=1 is given twice'),
     ('[[zip]]\nbeta = [1, 2]\nlr = [1]', '2 of beta, 1 of lr'),
     ('zip = [1]', 'write [[zip]]'),
     ('[options]\nbeta = [1, 2]', 'put it in [grid]'),
     ('[options]\nbta = 1', 'did you mean beta?'),
     ('[options]\noutname = "a"', "'outname' among [options]"),
-    ('[grid', 'is no TOML'),
+    ('[grid', 'is not TOML'),
     ('repetitions = true', 'repetitions=True'),
 ]
 
@@ -189,13 +189,13 @@ def test_a_toml_file_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_runs_are_the_product_of_the_axes_repetition_by_repetition() -> None:
     plan = make('beta=0.8,1.2', 'num_features=16,32 embedding_dim=32,64', repetitions=2)
-    assert [member.name for member in plan.members] == [
+    assert [run.name for run in plan.runs] == [
         'beta0.8_num_features16_embedding_dim32_r1', 'beta0.8_num_features32_embedding_dim64_r1',
         'beta1.2_num_features16_embedding_dim32_r1', 'beta1.2_num_features32_embedding_dim64_r1',
         'beta0.8_num_features16_embedding_dim32_r2', 'beta0.8_num_features32_embedding_dim64_r2',
         'beta1.2_num_features16_embedding_dim32_r2', 'beta1.2_num_features32_embedding_dim64_r2',
     ]  # fmt: skip
-    last = plan.members[-1]
+    last = plan.runs[-1]
     values: dict[str, Any] = {'beta': 1.2, 'num_features': 32, 'embedding_dim': 64, **repetition_seeds(0, 2)}
     assert last.config == Config(outname='sweep/' + last.name, **values)
     assert last.point == {'beta': 1.2, 'num_features': 32, 'embedding_dim': 64} and last.repetition == 2
@@ -203,23 +203,23 @@ def test_runs_are_the_product_of_the_axes_repetition_by_repetition() -> None:
 
 def test_names_tell_the_values_apart_and_have_no_repetition_where_there_is_none() -> None:
     plan = make('lr=0.001,0.00100000001,1e-05', 'tie_weights=0,1', 'model=transformer_mlm,transformer_clm')
-    names = [member.name for member in plan.members]
+    names = [run.name for run in plan.runs]
     assert names[:2] == ['lr0.001_tie_weights0_modeltransformer_mlm', 'lr0.001_tie_weights0_modeltransformer_clm']
     assert len(set(names)) == 12 and all(name.isascii() and '/' not in name for name in names)
-    assert {member.config.seed_model for member in plan.members} == {11111}
-    assert make(repetitions=2).members[1].name == 'r2'
+    assert {run.config.seed_model for run in plan.runs} == {11111}
+    assert make(repetitions=2).runs[1].name == 'r2'
 
 
 def test_files_of_one_run_are_none_of_another(tmp_path: Path) -> None:
     """Names that begin alike: the steps of a checkpoint are read from the names of files."""
     plan = make('beta=1,12', 'momentum=0,0.5', repetitions=11, folder=tmp_path)
-    for member in plan.members:
-        files = RunFiles(member.config.outname)
+    for run in plan.runs:
+        files = RunFiles(run.config.outname)
         for path in (files.config, files.final, files.log, files.checkpoint(1), files.checkpoint(12)):
             path.touch()
-    assert len(list(tmp_path.iterdir())) == 5 * len(plan.members)
-    for member in plan.members:
-        assert RunFiles(member.config.outname).steps() == [1, 12]
+    assert len(list(tmp_path.iterdir())) == 5 * len(plan.runs)
+    for run in plan.runs:
+        assert RunFiles(run.config.outname).steps() == [1, 12]
 
 
 # ---------------------------------------------------------------------- seeds
@@ -244,11 +244,11 @@ def test_seeds_do_not_repeat() -> None:
 def test_only_the_seeds_that_are_named_vary_and_they_are_those_of_the_repetition(vary: tuple[str, ...]) -> None:
     plan = make('beta=1,2', 'depth=1,2', repetitions=3, vary=vary, seed=5)
     default = Config(outname='run')
-    for member in plan.members:
-        assert member.repetition is not None
-        for name, seed in repetition_seeds(5, member.repetition).items():
+    for run in plan.runs:
+        assert run.repetition is not None
+        for name, seed in repetition_seeds(5, run.repetition).items():
             expected = seed if name.removeprefix('seed_') in vary else getattr(default, name)
-            assert getattr(member.config, name) == expected
+            assert getattr(run.config, name) == expected
 
 
 # ---------------------------------------------------------------------- what cannot be run
@@ -286,77 +286,40 @@ def test_a_sweep_that_cannot_be_run_is_refused_in_one_sentence(
 
 def test_a_seed_in_the_grid_may_go_with_repetitions_that_vary_the_others() -> None:
     plan = make('seed_model=1,2', repetitions=2, vary=('rules', 'sample'))
-    assert [member.config.seed_model for member in plan.members] == [1, 2, 1, 2]
+    assert [run.config.seed_model for run in plan.runs] == [1, 2, 1, 2]
 
 
 # ---------------------------------------------------------------------- groups
 
 
-def test_groups_are_of_runs_that_differ_only_in_what_changes_no_shape() -> None:
+def test_runs_of_one_shape_differ_only_in_what_changes_no_shape() -> None:
     plan = make('beta=1,2', 'num_features=16,32', 'lr=1e-3,1e-2', repetitions=3)
-    shares = groups(plan.members, lambda config: 5 if config.num_features == 16 else 7)
-    assert [len(group) for group in shares] == [4, 4, 4, 6, 6]  # none much smaller than the others
-    assert sorted(m.name for group in shares for m in group) == sorted(m.name for m in plan.members)
-    for group in shares:
-        first = group[0].config.to_dict()
-        for member in group:
-            different = {name for name, value in member.config.to_dict().items() if value != first[name]}
-            assert different <= MEMBER_OPTIONS
-    assert groups(plan.members[:1], lambda config: 9) == [plan.members[:1]]
+    lists = by_shape(plan.runs)
+    assert [len(runs) for runs in lists] == [12, 12]
+    assert sorted(run.name for runs in lists for run in runs) == sorted(run.name for run in plan.runs)
+    for runs in lists:
+        first = runs[0].config.to_dict()
+        for run in runs:
+            different = {name for name, value in run.config.to_dict().items() if value != first[name]}
+            assert different <= OWN_OPTIONS
 
 
 @pytest.mark.parametrize('option', ['momentum', 'weight_decay', 'grad_clip'])
 def test_what_is_zero_in_a_run_is_not_trained_with_what_is_not(option: str) -> None:
     """It is left out of the step, which is one for the whole group."""
     plan = make(f'{option}=0,0.1,0.2', repetitions=2)
-    shares = groups(plan.members, lambda config: 9)
-    assert [[member.point[option] for member in group] for group in shares] == [[0, 0], [0.1, 0.2, 0.1, 0.2]]
+    assert [[run.point[option] for run in runs] for runs in by_shape(plan.runs)] == [[0, 0], [0.1, 0.2, 0.1, 0.2]]
 
 
-def test_a_run_keeps_its_group_and_its_seat_when_the_sweep_grows(tmp_path: Path) -> None:
-    """Whoever starts it again, with how many workers ever: what was rounded once depends on them."""
-    plan = make('beta=1,2', 'depth=1,2', folder=tmp_path, repetitions=3).grouped(4, lambda config: 3)
-    assert plan.group == 4 and [len(names) for names in plan.seats] == [3, 3, 3, 3]
+@pytest.mark.parametrize('old', [{'group': 2, 'groups': [['beta1', 'beta2']]}, {'group': None}, {}])
+def test_sweeps_of_earlier_versions_load_and_go_on(old: dict[str, Any], tmp_path: Path) -> None:
+    """Their groups were kept in the file; they are ignored, since any group gives the same losses to rounding."""
+    plan = make('beta=1,2', folder=tmp_path)
     save_plan(plan)
-    for asked in (plan, make('beta=1,2', 'depth=1,2', folder=tmp_path, repetitions=3)):
-        again = read_plan(tmp_path).extended(asked).grouped(1, lambda config: 1)
-        assert (again.group, again.seats) == (4, plan.seats)
-    more = make('beta=0,1,2', 'depth=1,2', folder=tmp_path, repetitions=5)
-    whole = read_plan(tmp_path).extended(more).grouped(99, lambda config: 99)
-    assert whole.seats[:4] == plan.seats and len(whole.members) == 30
-    assert {len(names) for names in whole.seats[4:]} <= {3, 4}
-    assert sorted(m.name for group in whole.groups for m in group) == sorted(m.name for m in whole.members)
-
-
-def test_another_size_of_groups_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    plan = make('beta=1,2', folder=tmp_path).grouped(2, lambda config: 2)
-    assert plan.extended(dataclasses.replace(plan, group=2)).group == 2
-    with pytest.raises(ValueError) as caught:
-        plan.extended(make('beta=1,2', folder=tmp_path, group=3))
-    assert str(caught.value).startswith('group=3 differs from 2 in') and '\n' not in str(caught.value)
-
-
-def test_runs_of_a_sweep_without_groups_are_trained_alone(tmp_path: Path) -> None:
-    """As those that were begun before there were any."""
-    save_plan(make('beta=1,2', folder=tmp_path))
     path = tmp_path / 'sweep.json'
-    content = json.loads(path.read_text())
-    del content['group'], content['groups']
-    path.write_text(json.dumps(content))
-    plan = read_plan(tmp_path)
-    assert [len(group) for group in plan.groups] == [1, 1]
-    assert [len(group) for group in plan.grouped(5, lambda config: 5).groups] == [1, 1]
-
-
-@pytest.mark.parametrize(
-    'groups', [[['beta1', 'beta9']], [['beta1'], ['beta1']], [['beta1_depth1', 'beta1_depth2']], [[]], [[['beta1']]]]
-)
-def test_groups_that_are_none_of_its_runs_are_told(groups: Any, tmp_path: Path) -> None:
-    save_plan(make('beta=1,2', 'depth=1,2', folder=tmp_path))
-    path = tmp_path / 'sweep.json'
-    path.write_text(json.dumps({**json.loads(path.read_text()), 'groups': groups}))
-    with pytest.raises(ValueError, match=r'sweep\.json .*: remove it, and start the sweep as before'):
-        read_plan(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **old}))
+    assert read_plan(tmp_path).runs == plan.runs
+    assert len(read_plan(tmp_path).extended(make('beta=1,2,3', folder=tmp_path)).runs) == 3
 
 
 # ---------------------------------------------------------------------- the file, and what may be added
@@ -366,7 +329,7 @@ def test_a_plan_comes_back_from_its_file(tmp_path: Path) -> None:
     plan = make('lr=1e-4..1e-1:7log', 'depth=1,2 num_layers=2,1', folder=tmp_path, repetitions=2, seed=3)
     save_plan(plan)
     again = read_plan(tmp_path)
-    assert again.members == plan.members
+    assert again.runs == plan.runs
     assert json.loads((tmp_path / 'sweep.json').read_text())['axes'][1] == {'depth': [1, 2], 'num_layers': [2, 1]}
 
 
@@ -382,7 +345,7 @@ def test_any_numbers_come_back_from_the_file(
     axes = (Axis(('beta',), tuple((x,) for x in betas)), Axis(('lr',), tuple((x,) for x in lrs)))
     plan = Plan(folder, axes, {})
     save_plan(plan)
-    assert read_plan(folder).members == plan.members
+    assert read_plan(folder).runs == plan.runs
 
 
 def test_values_and_repetitions_can_be_added_and_the_runs_there_are_stay(tmp_path: Path) -> None:
@@ -393,8 +356,8 @@ def test_values_and_repetitions_can_be_added_and_the_runs_there_are_stay(tmp_pat
     whole = plan.extended(asked)
     assert whole.varied == ['beta', 'depth', 'embedding_dim'] and whole.repetitions == 3
     assert whole.axes[0].column('beta') == [1, 2, 3] and whole.axes[1].points == ((1, 32), (2, 64))
-    assert {member.name for member in plan.members} < {member.name for member in whole.members}
-    assert whole.members[0].config.device == 'cpu'
+    assert {run.name for run in plan.runs} < {run.name for run in whole.runs}
+    assert whole.runs[0].config.device == 'cpu'
     assert plan.extended(plan).to_dict() == plan.to_dict()
 
 
@@ -423,16 +386,59 @@ def test_an_option_that_came_later_had_its_default(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     del content['options']['grad_clip']
     path.write_text(json.dumps(content))
-    assert read_plan(tmp_path).extended(plan).members == plan.members
+    assert read_plan(tmp_path).extended(plan).runs == plan.runs
     with pytest.raises(ValueError, match=r'grad_clip=1 differs from 0'):
         read_plan(tmp_path).extended(make('beta=1,2', folder=tmp_path, options={'grad_clip': 1.0}))
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{}', '{"axes": 3}', '{"axes": [[1]], "options": {}, "vary": []}'])
-def test_a_file_that_is_no_plan_is_told(text: str, tmp_path: Path) -> None:
-    (tmp_path / 'sweep.json').write_text(text)
-    with pytest.raises(ValueError, match=r'sweep\.json .*: remove it, and start the sweep as before'):
+GOOD = {'axes': [{'beta': [1, 2]}], 'options': {}, 'repetitions': None, 'vary': ['rules'], 'seed': 0}
+NOT_PLANS = {
+    'empty': '',
+    'list': '[]',
+    'no entries': '{}',
+    'axes of a number': '{"axes": 3}',
+    'axis of a list': '{"axes": [[1]], "options": {}, "vary": []}',
+    'options null': json.dumps({**GOOD, 'options': None}),
+    'options list': json.dumps({**GOOD, 'options': [3]}),
+    'axes null': json.dumps({**GOOD, 'axes': None}),
+    'axis null': json.dumps({**GOOD, 'axes': [None]}),
+    'values null': json.dumps({**GOOD, 'axes': [{'beta': None}]}),
+    'values of different lengths': json.dumps({**GOOD, 'axes': [{'beta': [1, 2], 'lr': [1]}]}),
+    'no values': json.dumps({**GOOD, 'axes': [{}]}),
+    'vary null': json.dumps({**GOOD, 'vary': None}),
+    'nested deeply': '[' * 100_000 + ']' * 100_000,
+    'a value nested as deep as can be read': json.dumps(GOOD).replace('{}', '{"lr": %s}' % ('[' * 900 + ']' * 900)),
+    'not UTF-8': 'caf\xe9',
+    'a number of many digits': json.dumps(GOOD).replace('"seed": 0', '"seed": ' + '9' * 5000),
+}
+
+
+@pytest.mark.parametrize('text', NOT_PLANS.values(), ids=NOT_PLANS)
+def test_a_file_that_is_not_a_plan_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / 'sweep.json').write_bytes(text.encode('latin-1'))
+    with pytest.raises(ValueError) as caught:
         read_plan(tmp_path)
+    message = str(caught.value)
+    assert '\n' not in message and ('sweep.json' in message or 'lr=' in message) and ': ' in message
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'said'),
+    [
+        ({'axes': [{'bta': [1]}]}, "the unknown option 'bta': did you mean beta?"),
+        ({'options': {'lr': 'fast'}}, "lr='fast' is not a number"),
+        ({'axes': [{'beta': ['a', None]}]}, "beta='a' is not a number"),
+        ({'repetitions': 1.5}, 'repetitions=1.5 is out of range'),
+        ({'seed': 'one'}, "seed='one' is out of range"),
+        ({'vary': [1]}, 'vary=1 is unknown'),
+    ],
+)
+def test_a_wrong_value_in_the_file_is_named(wrong: dict[str, Any], said: str, tmp_path: Path) -> None:
+    content = {**GOOD, 'repetitions': 2, **wrong}
+    (tmp_path / 'sweep.json').write_text(json.dumps(content))
+    with pytest.raises(ValueError) as caught:
+        read_plan(tmp_path)
+    assert said in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_a_plan_asks_for_a_folder(tmp_path: Path) -> None:
@@ -440,7 +446,7 @@ def test_a_plan_asks_for_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='outname is missing: give the folder of the sweep'):
         make_plan(request, {})
     (tmp_path / 'file').touch()
-    with pytest.raises(ValueError, match='is a file, a sweep is a folder: use another'):
+    with pytest.raises(ValueError, match='is a file, but a sweep is a folder: use another name'):
         make_plan(dataclasses.replace(request, outname=str(tmp_path / 'file')), {})
     with pytest.raises(ValueError, match=r'has no file sweep\.json: give the folder of a sweep'):
         read_plan(tmp_path)
