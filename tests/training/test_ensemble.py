@@ -1,8 +1,9 @@
-"""Runs that are trained together: the files, batches and weights that they would have alone."""
+"""Runs that are trained together: the files, batches and weights that they would have alone, losses to rounding."""
 
 from __future__ import annotations
 
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,39 +11,46 @@ from unittest import mock
 
 import pytest
 import torch
-from small_runs import contents, difference, make_trainer, quiet, tiny, train
+from small_runs import contents, make_trainer, quiet, tiny, train
+from step_kinds import FROZEN, frozen_trainer, moved
+from torch import nn
 
 from RLM_clean.config import Config
+from RLM_clean.runs.files import RunFiles
 from RLM_clean.runs.run import load_run
-from RLM_clean.training import ensemble, lifecycle, loop, machine
-from RLM_clean.training.ensemble import Ensemble, most_seats
+from RLM_clean.training import compiler, ensemble, loop, machine
+from RLM_clean.training.ensemble import Ensemble, fitting, group_size
 from RLM_clean.training.lifecycle import Outcome
 from RLM_clean.training.loop import DivergedError
 
 needs_compiler = pytest.mark.skipif(not machine.can_compile(torch.device('cpu')), reason='no C++ compiler')
 
-# Members that differ in all that members may differ in.
-MEMBERS: tuple[dict[str, Any], ...] = (
+# Runs that differ in all that runs of a group may differ in.
+DIFFERENT: tuple[dict[str, Any], ...] = (
     {},
     {'beta': 0.5, 'seed_rules': 1, 'lr': 0.01},
     {'seed_sample': 2, 'momentum': 0.5, 'lr': 0.02},
     {'seed_model': 3, 'beta': 4.0, 'lr': 0.05},
 )
+Results = dict[str, Outcome | Exception]
 
 
-def members(folder: Path, **options: Any) -> list[Config]:
-    """Each in a folder of its own."""
-    return [tiny(folder / str(i) / 'run', **{'lr': 0.03, **options, **member}) for i, member in enumerate(MEMBERS)]
+def group(folder: Path, **options: Any) -> list[Config]:
+    """Four runs, each in a folder of its own."""
+    return [tiny(folder / str(i) / 'run', **{'lr': 0.03, **options, **other}) for i, other in enumerate(DIFFERENT)]
 
 
-def train_together(configs: list[Config], **options: Any) -> dict[str, Outcome | Exception]:
-    seats = options.get('seats', len(configs))
-    with mock.patch.object(lifecycle, 'save_learning_curve'):
-        return {c.outname: result for c, result in ensemble.train(dict(enumerate(configs)), seats, quiet)}
+def train_together(configs: list[Config], say: Any = quiet) -> Results:
+    with mock.patch('RLM_clean.plots.save_learning_curve'):
+        return {config.outname: result for config, result in ensemble.train(configs, say)}
 
 
-def agree(alone: Config, together: Config, rel: float) -> None:
-    """The records are the same to rounding, and the files hold the same."""
+def statuses(results: Results) -> list[str]:
+    return [result.status if isinstance(result, Outcome) else repr(result) for result in results.values()]
+
+
+def assert_agree(alone: Config, together: Config, rel: float = 1e-4) -> None:
+    """The records are the same to rounding, and there are the same files."""
     a, b = contents(alone.outname), contents(together.outname)
     assert list(a) == list(b)
     for one, other in zip(a['log'], b['log'], strict=True):
@@ -53,34 +61,39 @@ def agree(alone: Config, together: Config, rel: float) -> None:
         assert other['excess'] == pytest.approx(one['excess'], rel=1e-2, abs=1e-4)
 
 
+# ---------------------------------------------------------------------- what a group trains
+
+
+def slow(**options: Any) -> Any:
+    return pytest.param(options, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     'options',
     (
-        {},
-        {'optim': 'adam'},
-        {'num_layers': 1, 'weight_decay': 0.1},
         {'grad_clip': 0.1, 'dropout': 0.1, 'depth': 2, 'num_heads': 2},
-        {'regime': 'offline', 'train_size': 100, 'accumulation': 2},
-        {'model': 'transformer_clm', 'objective': 'all'},
-        {'model': 'fcn'},
-        {'dataset': 'rhm', 'num_synonyms': 2, 'checkpoints': False},
+        {'optim': 'adam', 'regime': 'offline', 'train_size': 100, 'accumulation': 2},
+        slow(optim='adam'),
+        slow(num_layers=1, weight_decay=0.1),
+        slow(model='transformer_clm', objective='all'),
+        slow(model='fcn'),
+        slow(dataset='rhm', num_synonyms=2, checkpoints=False),
     ),
 )
-def test_members_write_the_files_of_lone_runs(tmp_path: Path, options: dict[str, Any]) -> None:
-    alone, together = members(tmp_path / 'alone', **options), members(tmp_path / 'together', **options)
-    results = train_together(together)
+def test_runs_of_a_group_write_the_files_of_lone_runs(tmp_path: Path, options: dict[str, Any]) -> None:
+    alone, together = group(tmp_path / 'alone', **options), group(tmp_path / 'together', **options)
+    assert statuses(train_together(together)) == ['done'] * 4
     for one, other in zip(alone, together, strict=True):
         train(one)
-        result = results[other.outname]
-        assert isinstance(result, Outcome) and result.status == 'done'
-        agree(one, other, rel=1e-4)
+        assert_agree(one, other)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize('optim', ('sgd', 'adam'))
 def test_losses_of_500_compiled_steps_are_those_of_lone_runs(optim: str) -> None:
     """Step by step, with batches that are the same bit for bit."""
-    configs = members(Path('unused'), optim=optim, num_layers=1, max_iters=500)
+    configs = group(Path('unused'), optim=optim, num_layers=1, max_iters=500)
     if optim == 'adam':
         configs = [replace(config, lr=config.lr / 10) for config in configs]
     alone, together = ([make_trainer(config) for config in configs] for _ in range(2))
@@ -88,95 +101,190 @@ def test_losses_of_500_compiled_steps_are_those_of_lone_runs(optim: str) -> None
         for step in (0, 127, 300):
             for x, y in zip(a.feed(step), b.feed(step), strict=True):
                 assert torch.equal(x, y)
-    group = Ensemble(dict(enumerate(together)), len(configs), compile=True)
+    stacked = Ensemble(together, compile=True)
     while together[0].step < 500:
-        assert group.advance(min(loop.WINDOW, 500 - together[0].step)) == {}
+        assert stacked.advance(min(loop.WINDOW, 500 - together[0].step)) == {}
     for a, b in zip(alone, together, strict=True):
         a.advance(500)
         assert len(b.since_record) == 500
         assert b.since_record == pytest.approx(a.since_record, rel=1e-4)
 
 
-def test_what_becomes_of_a_member_does_not_depend_on_the_others(tmp_path: Path) -> None:
-    """Bit for bit, as long as it keeps its seat: so a group that goes on without those that are done is the same."""
-    whole, partly = members(tmp_path / 'whole'), members(tmp_path / 'partly')
-    train_together(whole)
-    with mock.patch.object(lifecycle, 'save_learning_curve'):
-        for _ in ensemble.train({2: partly[2], 3: partly[3]}, 4, quiet):
-            pass
-    for seat in (2, 3):
-        a, b = (load_run(configs[seat].outname) for configs in (whole, partly))
-        assert difference(a.model().state_dict(), b.model().state_dict()) is None
-        assert difference(a.dynamics, b.dynamics) is None
+def test_what_is_not_trained_stays_that_of_each_run() -> None:
+    """Two runs with frozen embeddings of their own."""
+    configs = [tiny(seed_model=seed, optim='adam', lr=0.01, weight_decay=0.1) for seed in (1, 2)]
+    alone, together = ([frozen_trainer(config) for config in configs] for _ in range(2))
+    Ensemble(together, compile=False).advance(40)
+    for one, other in zip(alone, together, strict=True):
+        one.advance(40)
+        assert moved(other.model, other.config) == set(other.model.state_dict()) - {FROZEN}
+        assert other.since_record == pytest.approx(one.since_record, rel=1e-4)
+
+
+# ---------------------------------------------------------------------- runs that end, fail and go on
 
 
 def test_an_interrupted_group_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Members that are at different steps, since a kill came between their checkpoints, still end the same."""
-    whole, stopped = members(tmp_path / 'whole'), members(tmp_path / 'stopped')
+    """Runs that are at different steps, since one of them went on alone, still end as they would have."""
+    whole, stopped = group(tmp_path / 'whole'), group(tmp_path / 'stopped')
     train_together(whole)
     for stop in (5, 13):
         advance = Ensemble.advance
 
         def until(self: Ensemble, steps: int, interrupted: Any, stop: int = stop, advance: Any = advance) -> Any:
-            trainer = next(iter(self.trainers.values()))
+            trainer = next(iter(self.active.values()))
             result = advance(self, min(steps, stop - trainer.step) if trainer.step < stop else steps, lambda: False)
             if trainer.step >= stop:
                 interrupted.__self__.name = 'SIGTERM'
             return result
 
         monkeypatch.setattr(Ensemble, 'advance', until)
-        results = train_together(stopped)
+        assert set(statuses(train_together(stopped))) == {'interrupted'}
         monkeypatch.undo()
-        assert {result.status for result in results.values() if isinstance(result, Outcome)} == {'interrupted'}
-    train(stopped[1])  # one of them goes on alone
-    results = train_together(stopped)
-    assert [r.status for r in results.values() if isinstance(r, Outcome)] == ['complete', 'done', 'done', 'done']
-    for seat in (0, 2, 3):
-        a, b = (load_run(configs[seat].outname) for configs in (whole, stopped))
-        assert difference(a.model().state_dict(), b.model().state_dict()) is None
-        assert difference(a.dynamics, b.dynamics) is None
+    train(stopped[1])
+    assert statuses(train_together(stopped)) == ['complete', 'done', 'done', 'done']
+    for one, other in zip(whole, stopped, strict=True):
+        assert_agree(one, other)
 
 
-def test_each_member_stops_early_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_the_set_up_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of the set-up of one of them."""
+    configs = group(tmp_path)
+
+    def make(*arguments: Any) -> loop.Trainer:
+        trainer = loop.make_trainer(*arguments)
+        if trainer.config == configs[1]:
+            signal.raise_signal(signal.SIGTERM)
+        return trainer
+
+    monkeypatch.setattr(ensemble, 'make_trainer', make)
+    assert set(statuses(train_together(configs))) == {'interrupted'}
+    assert not [path for path in tmp_path.rglob('*') if path.is_file()]
+
+
+def test_each_run_stops_early_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, 'WINDOW', 8)
-    configs = members(tmp_path, max_iters=60)
+    configs = group(tmp_path, max_iters=60)
     configs[1] = replace(configs[1], loss_threshold=10.0)
     results = train_together(configs)
-    statuses = [(r.status, r.step) for r in results.values() if isinstance(r, Outcome)]
-    assert sorted(statuses) == [('done', 60)] * 3 + [('stopped early', 8)]
-    assert isinstance(results[configs[1].outname], Outcome)
-    alone = tiny(tmp_path / 'alone', **{'max_iters': 60, 'loss_threshold': 10.0, **MEMBERS[1]})
+    ends = [(result.status, result.step) for result in results.values() if isinstance(result, Outcome)]
+    assert ends == [('stopped early', 8)] + [('done', 60)] * 3
+    alone = tiny(tmp_path / 'alone', **{'max_iters': 60, 'loss_threshold': 10.0, **DIFFERENT[1]})
     train(alone)
     a, b = load_run(alone.outname), load_run(configs[1].outname)
     assert a.steps == b.steps
     assert b.dynamics[-1]['testloss'] == pytest.approx(a.dynamics[-1]['testloss'], rel=1e-5)
 
 
-def test_a_member_that_diverges_stops_no_other(tmp_path: Path) -> None:
-    configs = members(tmp_path, scheduler='none')
+def test_a_run_that_diverges_stops_no_other(tmp_path: Path) -> None:
+    configs = group(tmp_path / 'together', scheduler='none')
     configs[2] = replace(configs[2], lr=1e30)
     results = train_together(configs)
-    assert isinstance(results[configs[2].outname], DivergedError)
-    for seat in (0, 1, 3):
-        result = results[configs[seat].outname]
-        assert isinstance(result, Outcome) and result.status == 'done'
-        assert torch.isfinite(torch.tensor(result.dynamics[-1]['testloss']))
+    assert isinstance(results.pop(configs[2].outname), DivergedError)
+    assert statuses(results) == ['done'] * 3
+    alone = group(tmp_path / 'alone', scheduler='none')[3]
+    train(alone)
+    assert_agree(alone, configs[3])
 
 
-def test_a_member_that_cannot_begin_stops_no_other(tmp_path: Path) -> None:
-    configs = members(tmp_path)
+def test_a_run_that_cannot_begin_stops_no_other(tmp_path: Path) -> None:
+    """Files of other options; a folder that is a file; a picture that cannot be drawn."""
+    configs = group(tmp_path)
     train(replace(configs[0], max_iters=3))
+    (tmp_path / '1').write_text('')
     results = train_together(configs)
-    assert isinstance(results[configs[0].outname], ValueError)
-    assert all(isinstance(results[c.outname], Outcome) for c in configs[1:])
+    assert [type(results[config.outname]) for config in configs] == [ValueError, ValueError, Outcome, Outcome]
+    assert statuses(results)[2:] == ['done'] * 2
+
+
+def test_a_run_whose_files_cannot_be_written_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = group(tmp_path)
+    save = RunFiles.save_checkpoint
+
+    def fail(self: RunFiles, content: dict[str, Any], *rest: Any) -> None:
+        if str(self.outname) == configs[1].outname and content['step'] == 4:
+            raise OSError('no space left')
+        save(self, content, *rest)
+
+    monkeypatch.setattr(RunFiles, 'save_checkpoint', fail)
+    results = train_together(configs)
+    assert isinstance(results.pop(configs[1].outname), OSError)
+    assert statuses(results) == ['done'] * 3
+
+
+# ---------------------------------------------------------------------- compilation
+
+
+@pytest.fixture
+def broken_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> Any:
+        raise RuntimeError('C++ compile error\nmany lines')
+
+    monkeypatch.setattr(compiler, '_programs', {})
+    monkeypatch.setattr(compiler, '_compile', fail)
+    monkeypatch.setattr(machine, '_STEPS_TO_COMPILE', 1)
+    monkeypatch.setattr(machine, 'can_compile', lambda device: True)
+
+
+def test_a_group_that_could_not_be_compiled_says_so_in_its_files(tmp_path: Path, broken_compiler: None) -> None:
+    configs, lines = group(tmp_path), []
+    assert statuses(train_together(configs, lines.append)) == ['done'] * 4
+    assert lines.count('the step could not be compiled (C++ compile error): the runs go on without') == 1
+    for config in configs:
+        files = RunFiles(config.outname)
+        assert files.load_config()['machine']['compile'] is False
+        assert files.load_final()['output']['machine']['compile'] is False
+
+
+def test_a_group_that_must_be_compiled_and_cannot_writes_nothing(tmp_path: Path, broken_compiler: None) -> None:
+    configs = group(tmp_path, compile='on')
+    for result in train_together(configs).values():
+        assert isinstance(result, ValueError)
+        assert str(result) == "compile='on' fails (C++ compile error): use auto or off"
+    assert not [path for path in tmp_path.rglob('*') if path.is_file()]
+
+
+def test_a_compiled_group_says_so_in_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a compiler that returns the graph as it is."""
+    monkeypatch.setattr(compiler, '_programs', {})
+    monkeypatch.setattr(compiler, '_compile', lambda graph, example: graph)
+    monkeypatch.setattr(machine, 'can_compile', lambda device: True)
+    configs = group(tmp_path, compile='on')
+    assert statuses(train_together(configs)) == ['done'] * 4
+    assert all(RunFiles(config.outname).load_config()['machine']['compile'] for config in configs)
+
+
+def test_models_that_cannot_be_stacked_are_refused_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = loop.make_trainer
+
+    def with_buffer(*arguments: Any) -> loop.Trainer:
+        trainer = build(*arguments)
+        nn.Module.register_buffer(trainer.model, 'table', torch.zeros(3))
+        return trainer
+
+    monkeypatch.setattr(ensemble, 'make_trainer', with_buffer)
+    for result in train_together(group(tmp_path)).values():
+        assert isinstance(result, ValueError)
+        assert 'cannot be trained in a group (MLM has buffers' in str(result)
+        assert str(result).endswith('train its runs one by one')
+
+
+# ---------------------------------------------------------------------- how many runs make a group
 
 
 def test_the_size_of_a_group_is_bounded_by_memory_and_by_the_cache() -> None:
     cpu, gpu = torch.device('cpu'), torch.device('cuda')
     config = Config(outname='x', num_features=32)
-    assert [most_seats(replace(config, num_layers=L, num_tokens=2**L), cpu, 8e9) for L in (1, 2, 3, 6)] == [8, 7, 4, 1]
-    assert most_seats(config, gpu, 8e9) == most_seats(config, gpu, math.inf) == 256
-    assert most_seats(config, torch.device('mps'), 8e9) == 1
-    assert most_seats(replace(config, num_features=512), gpu, 8e9) == 3  # rules and tables of 2.1 GB each
-    assert most_seats(replace(config, num_features=512), cpu, 1e9) == 1
-    assert most_seats(replace(config, embedding_dim=512, depth=4), cpu, 8e9) == 1
+    assert [group_size(replace(config, num_layers=L, num_tokens=2**L), cpu, 8e9) for L in (1, 2, 3, 6)] == [8, 7, 4, 1]
+    assert group_size(config, gpu, 8e9) == group_size(config, gpu, math.inf) == 256
+    assert group_size(config, torch.device('mps'), 8e9) == 1
+    large = replace(config, num_features=512)
+    assert group_size(large, cpu, 1e9) == fitting(large, 1e9) == 1
+
+
+def test_what_fits_is_what_a_run_needs_in_memory() -> None:
+    config = Config(outname='x', num_features=256, num_layers=3)
+    need = sum(need.size for need in machine.memory_needs(config))
+    assert [fitting(config, n * need) for n in (0.5, 1, 3.5)] == [1, 1, 3]
