@@ -16,7 +16,7 @@ if importlib.util.find_spec('torch') is None:
 from RLM_clean import init
 from RLM_clean.config import Config, from_arguments
 from RLM_clean.training import distributed, loop, machine
-from RLM_clean.training.lifecycle import Outcome, claim, outcome
+from RLM_clean.training.lifecycle import Outcome, claim
 from RLM_clean.training.loop import DivergedError, Trainer
 from RLM_clean.training.progress import say
 
@@ -37,8 +37,6 @@ def train(config: Config) -> Outcome:
         model = init.init_model(config).to(run.machine.device).train()
         optimizer = init.init_optimizer(model, config)
         trainer = Trainer(config, language, model, optimizer, run.machine)
-        if run.interruption.requested():
-            return run.stopped_before_start(trainer)
         run.start(trainer)
 
         # The loop. Batch, dropout masks and learning rate are functions of the step alone.
@@ -46,8 +44,8 @@ def train(config: Config) -> Outcome:
         #   between them: draw a batch, take the gradient of its loss, update the weights
         if loop.run(trainer, run.files, run.interruption):
             return run.finish(trainer)  # {outname}.pt with the last and the best model, and {outname}.png
-        say(f'{run.interruption.name}: saved at step {trainer.step}; the same command goes on from there')
-        return outcome(trainer, 'interrupted')
+        return run.interrupted(trainer)  # a signal: saved, the same command goes on from there
+    return run.stopped()  # a signal that came before the first step
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -49,36 +49,40 @@ def train(configs: Sequence[Config], say: Say = say) -> Iterator[Result]:
     An error in one run stops no other. After an interruption all runs are saved and yielded as 'interrupted'; those
     that were not set up yet are left out.
     """
+    results: list[Result] = []  # of runs that are complete, or cannot be trained
+    runs: list[ActiveRun] = []
     with ExitStack() as stack:
-        runs: list[ActiveRun] = []
-        yield from _claim(configs, runs, stack, say)
-        if not runs:
-            return
-        interruption = runs[-1].interruption  # the one entered last receives the signals
-        members: list[Member] = []
-        yield from _prepare(runs, members, interruption, say)
-        if interruption.requested():
-            for member in members:
-                yield member.run.config, member.run.stopped_before_start(member.trainer)
-        elif members:
-            yield from _train(members, interruption, stack, say)
+        _claim(configs, runs, results, stack, say)
+        members = _prepare(runs, results)
+        ensemble = _make_ensemble(members, results, say)
+        for run in runs:
+            run.interruption.wait_for_step()
+        yield from results
+        if ensemble is not None:
+            # The interruption that was entered last receives the signals.
+            yield from _train(members, ensemble, runs[-1].interruption, stack)
+        return
+    # A signal came while the runs were set up, and ended the block.
+    yield from results
+    ended = {config.outname for config, _ in results}
+    for run in runs:
+        if run.config.outname not in ended:
+            yield run.config, run.stopped()
 
 
-def _claim(configs: Sequence[Config], runs: list[ActiveRun], stack: ExitStack, say: Say) -> Iterator[Result]:
-    """Claims each run until `stack` is closed, and adds it to `runs`; yields those that are complete or fail."""
+def _claim(configs: Sequence[Config], runs: list[ActiveRun], results: list[Result], stack: ExitStack, say: Say) -> None:
+    """Claims each run until `stack` is closed, and adds it to `runs`; those that are complete or fail to `results`."""
     for config in configs:
         try:
             with ExitStack() as claimed:
                 run = claimed.enter_context(claim(config, _with_name(config, say)))
                 if run.complete is None:
                     stack.enter_context(claimed.pop_all())
+                    runs.append(run)
+                else:
+                    results.append((config, run.complete))
         except Exception as error:
-            yield config, error
-            continue
-        if run.complete is None:
-            runs.append(run)
-        else:
-            yield config, run.complete
+            results.append((config, error))
 
 
 def _with_name(config: Config, say: Say) -> Say:
@@ -86,36 +90,61 @@ def _with_name(config: Config, say: Say) -> Say:
     return lambda line: say(f'{os.path.basename(config.outname)}: {line}')
 
 
-def _prepare(
-    runs: Sequence[ActiveRun], members: list[Member], interruption: Interruption, say: Say
-) -> Iterator[Result]:
-    """Makes the language and the trainer of each run, at its newest checkpoint, and adds them to `members`."""
+def _prepare(runs: Sequence[ActiveRun], results: list[Result]) -> list[Member]:
+    """The language and the trainer of each run, at its newest checkpoint; the runs that fail go to `results`."""
+    members = []
     for run in runs:
-        if interruption.requested():
-            return
         try:
             # No step is compiled for a single run: the group has its own.
             trainer = make_trainer(run.config, run.language(), replace(run.machine, compile=False), run.say)
             run.restore(trainer)
         except Exception as error:
-            yield run.config, error
+            results.append((run.config, error))
         else:
             members.append(Member(run, trainer))
+    return members
 
 
-def _train(members: Sequence[Member], interruption: Interruption, stack: ExitStack, say: Say) -> Iterator[Result]:
-    """Begins runs that are set up, and trains them to their ends or to an interruption."""
+def _make_ensemble(members: Sequence[Member], results: list[Result], say: Say) -> Ensemble | None:
+    """The ensemble of runs that are set up; None where there are none, or where it fails, which `results` says."""
+    if not members:
+        return None
     try:
-        ensemble, compile = _make_ensemble(members, say)
+        return _compiled_or_not(members, say)
     except Exception as error:  # not the fault of one of them
-        for member in members:
-            yield member.run.config, error
-        return
+        results += [(member.run.config, error) for member in members]
+        return None
+
+
+def _compiled_or_not(members: Sequence[Member], say: Say) -> Ensemble:
+    """An ensemble whose steps are compiled where all runs ask for it and it does not fail.
+
+    Raises ValueError where compile=on fails, and for models that cannot be stacked.
+    """
+    trainers = [member.trainer for member in members]
+    if all(member.run.machine.compile for member in members):
+        try:
+            return Ensemble(trainers, compile=True)
+        except CompilationError as error:
+            if any(member.run.config.compile == 'on' for member in members):
+                raise ValueError(f"compile='on' fails ({error}): use auto or off") from None
+            say(f'the step could not be compiled ({error}): the runs go on without')
+    try:
+        return Ensemble(trainers, compile=False)
+    except CompilationError as error:
+        name = trainers[0].config.model
+        raise ValueError(f'model={name!r} cannot be trained in a group ({error}): train its runs one by one') from None
+
+
+def _train(
+    members: Sequence[Member], ensemble: Ensemble, interruption: Interruption, stack: ExitStack
+) -> Iterator[Result]:
+    """Begins runs that are set up, and trains them to their ends or to an interruption."""
     recorders: dict[int, Recorder] = {}
     for i, member in enumerate(members):
         try:
             # Only now is it known whether the steps are compiled, which _config.pt says.
-            member.run.begin(member.trainer.language, replace(member.run.machine, compile=compile))
+            member.run.begin(member.trainer.language, replace(member.run.machine, compile=ensemble.compiled))
             recorder = Recorder(member.trainer, member.run.files)
             stack.enter_context(recorder.curves)
             recorders[i] = recorder
@@ -164,26 +193,6 @@ def _visit(member: Member, recorder: Recorder, interruption: Interruption) -> Ou
     return None
 
 
-def _make_ensemble(members: Sequence[Member], say: Say) -> tuple[Ensemble, bool]:
-    """The ensemble of runs, and whether its steps are compiled: where all runs ask for it, and it does not fail.
-
-    Raises ValueError where compile=on fails, and for models that cannot be stacked.
-    """
-    trainers = [member.trainer for member in members]
-    if all(member.run.machine.compile for member in members):
-        try:
-            return Ensemble(trainers, compile=True), True
-        except CompilationError as error:
-            if any(member.run.config.compile == 'on' for member in members):
-                raise ValueError(f"compile='on' fails ({error}): use auto or off") from None
-            say(f'the step could not be compiled ({error}): the runs go on without')
-    try:
-        return Ensemble(trainers, compile=False), False
-    except CompilationError as error:
-        name = trainers[0].config.model
-        raise ValueError(f'model={name!r} cannot be trained in a group ({error}): train its runs one by one') from None
-
-
 class Ensemble:
     """Trainers whose steps are taken together. Raises CompilationError where no graph of their step can be made.
 
@@ -193,7 +202,7 @@ class Ensemble:
 
     def __init__(self, trainers: Sequence[Trainer], compile: bool) -> None:
         self.active = dict(enumerate(trainers))
-        self.size, self.device = len(trainers), trainers[0].device
+        self.size, self.device, self.compiled = len(trainers), trainers[0].device, compile
         updates = [GraphUpdate(t.model, t.optimizer, t.config) for t in trainers]
         self.tensors = [torch.stack(column) for column in zip(*(u.tensors for u in updates), strict=True)]
         for i, (trainer, update) in enumerate(zip(trainers, updates, strict=True)):

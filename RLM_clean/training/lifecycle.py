@@ -5,15 +5,17 @@ with claim(config) as run:              the files are this process's; they say w
     trainer = make_trainer(...)
     run.start(trainer)                  writes the first file, or returns to the newest checkpoint
     ...                                 the loop, in loop.py
-    run.finish(trainer)                 writes the final file and the picture
+    return run.finish(trainer)          writes the final file and the picture
+return run.stopped()                    a signal came before run.start
 """
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,14 +30,15 @@ from RLM_clean.training import loop, machine
 from RLM_clean.training.loop import Trainer, make_trainer
 from RLM_clean.training.machine import Machine
 from RLM_clean.training.progress import Say, say
-from RLM_clean.training.signals import Interruption
+from RLM_clean.training.signals import Interruption, StopRequested
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a call of `train` ended: `status` is 'done', 'stopped early', 'complete' (already before) or 'interrupted'.
 
-    `dynamics` are the records so far, `best` is {'step', 'loss', 'excess', 'model'}, `entropy` the floor in nats.
+    `dynamics` are the records so far, `best` is {'step', 'loss', 'excess', 'model'}, `entropy` the floor in nats. A run
+    that was stopped before its first step has none of these.
     """
 
     status: str
@@ -49,7 +52,8 @@ class Outcome:
 def train(config: Config, say: Say = say) -> Outcome:
     """Trains a run to its end or to an interruption, or goes on with the run that its files hold.
 
-    On SIGTERM, SIGUSR1, SIGHUP or SIGINT it finishes the step, saves and returns; a second SIGINT stops at once.
+    On SIGTERM, SIGUSR1, SIGHUP or SIGINT it finishes the step, saves and returns; a second SIGINT stops at once. Before
+    the first step there is nothing to save, and it stops without.
 
     Raises ValueError for options that this machine cannot run, and when the files belong to other options or cannot be
     read; DivergedError when the loss is not finite any more; OSError when a file cannot be written. Files that were
@@ -59,14 +63,19 @@ def train(config: Config, say: Say = say) -> Outcome:
         if run.complete is not None:
             return run.complete
         trainer = make_trainer(config, run.language(), run.machine, say)
-        return run.train(trainer)
+        run.start(trainer)
+        if loop.run(trainer, run.files, run.interruption):
+            return run.finish(trainer)
+        return run.interrupted(trainer)
+    return run.stopped()
 
 
 @contextmanager
 def claim(config: Config, say: Say = say) -> Iterator[ActiveRun]:
     """Holds a run for this process while entered: its lock, its signals and the settings of the machine.
 
-    Raises what `train` raises; nothing has been written then but the folder.
+    A signal that comes before `ActiveRun.start` ends the block at once, without an exception. Raises what `train`
+    raises; nothing has been written then but the folder.
     """
     machine.check(config)
     files = RunFiles(config.outname)
@@ -86,8 +95,9 @@ def claim(config: Config, say: Say = say) -> Iterator[ActiveRun]:
         run.checkpoint = _find_checkpoint(config, files, stored, say)
         _make_folder(config, files)
         _clear(config, files, say)
-        run.interruption = stack.enter_context(Interruption())
-        yield run
+        run.interruption = stack.enter_context(Interruption(at_once=True))
+        with suppress(StopRequested):
+            yield run
 
 
 @dataclass
@@ -121,18 +131,12 @@ class ActiveRun:
             torch.device(self.machine.device)
         )
 
-    def train(self, trainer: Trainer) -> Outcome:
-        """Starts a run, takes its steps, and finishes it; or saves it when it is interrupted."""
-        if self.interruption.requested():
-            return self.stopped_before_start(trainer)
-        self.start(trainer)
-        if loop.run(trainer, self.files, self.interruption):
-            return self.finish(trainer)
-        self.say(f'{self.interruption.name}: saved at step {trainer.step}; the same command goes on from there')
-        return outcome(trainer, 'interrupted')
-
     def start(self, trainer: Trainer) -> None:
-        """Returns to the newest checkpoint of a run that goes on, and writes the first file of a run that begins."""
+        """Returns to the newest checkpoint of a run that goes on, and writes the first file of a run that begins.
+
+        From now on a signal waits for the end of a step.
+        """
+        self.interruption.wait_for_step()
         self.restore(trainer)
         self.begin(trainer.language, trainer.machine)
 
@@ -161,9 +165,15 @@ class ActiveRun:
             raise self.files.busy() from None
         self.stack.enter_context(self.files.claim())
 
-    def stopped_before_start(self, trainer: Trainer) -> Outcome:
+    def stopped(self) -> Outcome:
         """The outcome of a run that a signal stopped while it was set up: its files are as they were."""
-        self.say(f'{self.interruption.name}: stopped before the first step; the same command starts again')
+        step = 0 if self.checkpoint is None else self.checkpoint['step']
+        self.say(f'{self.interruption.name}: stopped before step {step + 1}; the same command starts again from there')
+        return Outcome('interrupted', step, [], {}, math.nan, math.nan)
+
+    def interrupted(self, trainer: Trainer) -> Outcome:
+        """The outcome of a run that a signal stopped between two steps, and that was saved."""
+        self.say(f'{self.interruption.name}: saved at step {trainer.step}; the same command goes on from there')
         return outcome(trainer, 'interrupted')
 
     def finish(self, trainer: Trainer) -> Outcome:

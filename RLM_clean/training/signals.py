@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: the step under way is finished and saved first."""
+"""Signals that ask a run to stop: at once while it is set up, later when the step under way is finished and saved."""
 
 from __future__ import annotations
 
@@ -8,23 +8,35 @@ from types import FrameType
 from typing import Any
 
 
+class StopRequested(BaseException):
+    """A signal came while a run was set up, when there was nothing to save yet."""
+
+
 class Interruption:
     """While entered, SIGTERM, SIGUSR1, SIGHUP and SIGINT only set a flag; a second SIGINT raises KeyboardInterrupt.
 
-    One may be entered within another: a signal that came to either has come to both, when the inner one is left.
+    With `at_once` they raise StopRequested, until `wait_for_step` is called. One may be entered within another: a
+    signal that came to the inner one has come to both when the inner one is left.
 
     Only the main thread of a process may handle signals: elsewhere this does nothing.
     """
 
     NAMES = ('SIGTERM', 'SIGUSR1', 'SIGHUP', 'SIGINT')  # Windows lacks some of them
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: bool = False) -> None:
+        self.at_once = at_once
         self.name: str | None = None
         self._before: dict[int, Any] = {}
 
     def requested(self) -> bool:
         """Whether a signal has come."""
         return self.name is not None
+
+    def wait_for_step(self) -> None:
+        """From now on signals only set the flag. Raises StopRequested where one has come already."""
+        self.at_once = False
+        if self.requested():
+            raise StopRequested
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
@@ -54,3 +66,5 @@ class Interruption:
         if number == signal.SIGINT and self.name == 'SIGINT':
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
+        if self.at_once:
+            raise StopRequested

@@ -182,21 +182,12 @@ def test_a_truncated_newest_checkpoint_is_survived_with_a_line(tmp_path: Path) -
 def _train_until(config: Config, stop: int) -> Outcome:
     """Trains from the beginning or goes on, to an interruption at step `stop`."""
 
-    class Stop(Interruption):
-        def __enter__(self) -> Interruption:
-            self.name = 'SIGTERM'
-            return self
-
-        def requested(self) -> bool:
-            return False
-
     before = loop.run
 
     def run(trainer: Trainer, files: RunFiles, interruption: Interruption) -> bool:
         return before(trainer, files, StopAt(trainer, {stop}))
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(lifecycle, 'Interruption', Stop)
         patched.setattr(loop, 'run', run)
         return train(config)
 
@@ -361,11 +352,31 @@ def test_a_signal_during_preparation_or_the_end_is_heard_too(tmp_path: Path, mon
     monkeypatch.setattr('RLM_clean.plots.save_learning_curve', lambda *_: signal.raise_signal(signal.SIGTERM))
     whole, stopped = tiny(tmp_path / 'whole' / 'run'), tiny(tmp_path / 'stopped' / 'run')
     assert lifecycle.train(whole, quiet).status == 'done'
-    outcome = lifecycle.train(stopped, signal_at_floors)
-    assert outcome.status == 'interrupted' and outcome.step == 0
+    said: list[str] = []
+    outcome = lifecycle.train(stopped, lambda line: (said.append(line), signal_at_floors(line))[0])
+    assert (outcome.status, outcome.step, outcome.dynamics) == ('interrupted', 0, [])
+    assert said[-1] == 'SIGTERM: stopped before step 1; the same command starts again from there'
+    assert said[-2].startswith('best loss from 0 tokens')  # it stops at once, not when the floors are there
     assert list((tmp_path / 'stopped').iterdir()) == []
     assert lifecycle.train(stopped, quiet).status == 'done'
     assert_same_run(stopped.outname, whole.outname)
+
+
+def test_a_signal_before_the_first_step_of_a_resumed_run_leaves_its_files_as_they_are(tmp_path: Path) -> None:
+    config = tiny(tmp_path / 'run')
+    _train_until(config, 12)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    original = measures.prepare_language
+
+    def prepare(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGUSR1)
+        return original(*arguments)
+
+    with mock.patch.object(measures, 'prepare_language', prepare):
+        outcome = train(config)
+    assert (outcome.status, outcome.step) == ('interrupted', 12)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert train(config).status == 'done'
 
 
 @pytest.fixture
