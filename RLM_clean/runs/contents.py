@@ -25,7 +25,8 @@ RECORD = {
 }  # fmt: skip
 # Files of the first version have no excess here: they chose the best model by its test loss.
 BEST = {'step': int, 'loss': float, 'excess?': float, 'model': WEIGHTS}
-LOSSES = {'entropy': float, 'marginal': float, 'floors': {int: (float, float)}}
+# Files of the first version do not say on how many sampled contexts a floor rests.
+LOSSES = {'entropy': float, 'marginal': float, 'floors': {int: (float, float)}, 'contexts?': {int: int}}
 
 CONFIG = {'config': {str: PLAIN}, 'machine?': {str: PLAIN}, 'rules': Tensor, **LOSSES}
 CHECKPOINT = {

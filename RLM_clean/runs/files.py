@@ -1,6 +1,6 @@
 """The files of a run: their paths, and how each is written, read and retired.
 
-{outname}_config.pt    {'config', 'machine', 'rules', 'entropy', 'marginal', 'floors'}
+{outname}_config.pt    {'config', 'machine', 'rules', 'entropy', 'marginal', 'floors', 'contexts'}
 {outname}_t{step}.pt   {'model', 'state', 'step'}, and in the newest one also 'resume'
 {outname}_previous.pt  while the run lasts: the checkpoint before the newest with its 'resume', in case of damage
 {outname}.pt           {'config', 'output', 'model', 'best'}, written when the run is done

@@ -27,6 +27,7 @@ class Run:
             first version they were measured on `test_batch(t)`.
         entropy, marginal: the lowest loss that any model can have, and that of one that sees nothing, in nats.
         floors: H(x_n | last k tokens) as {k: (value, standard error)}, in nats.
+        contexts: on how many sampled contexts each floor rests, {k: number}; empty in runs of the first version.
         done: whether the run reached its end.
     """
 
@@ -39,6 +40,7 @@ class Run:
         self.entropy: float = stored['entropy']
         self.marginal: float = stored['marginal']
         self.floors: dict[int, tuple[float, float]] = stored['floors']
+        self.contexts: dict[int, int] = stored.get('contexts', {})
         self.rlm = init.init_data(self.config, rules=stored['rules'])
         self._final = self.files.load_final() if self.files.final.exists() else None
         self.done = self._final is not None
