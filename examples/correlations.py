@@ -1,10 +1,11 @@
-"""Correlations fade with the distance on the tree: `python -m examples.correlations`.
+"""Correlations decay with the distance on the tree: `python -m examples.correlations`.
 
 Draws the exact mutual information of two tokens against the height of their lowest common ancestor, for Random Language
-Models at several beta and for Random Hierarchy Models with several numbers of synonyms, averaged over grammars. Dashed
-is theory: each level multiplies the information by lambda^4, lambda the size of the second eigenvalue of the transition
-matrices (RLM), or by 1 / m^2 (RHM; F. Cagnetta and M. Wyart, NeurIPS 2024, arXiv:2406.00048). A height h spans 2^h
-tokens: what is exponential in h is a power law in the distance between tokens.
+Models at several beta and for Random Hierarchy Models with several numbers of synonyms: the arithmetic mean over
+grammars, and the geometric mean. The dashed theory of the arithmetic mean multiplies the information at each level by
+lambda^4, where lambda is the size of the second eigenvalue of the transition matrices (RLM), or by 1 / m^2 (RHM;
+F. Cagnetta and M. Wyart, NeurIPS 2024, arXiv:2406.00048). A sub-tree of height h has 2^h tokens, so an exponential
+decay in h is a power law in the distance between tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--picture', type=Path, default=Path('results/correlations.png'), help='the figure')
-    parser.add_argument('--quick', action='store_true', help='shallow trees of one grammar each, in seconds')
+    parser.add_argument('--quick', action='store_true', help='shallow trees of one grammar each, takes seconds')
     options = parser.parse_args(arguments)
     v, depth, seeds = (20, 3, 1) if options.quick else (32, 6, 8)
 

@@ -1,8 +1,8 @@
 """The Random Language Model through its freezing point: `python -m examples.entropy_against_beta`.
 
-Draws, for several v, the entropy of a rule against beta, and the entropy of a sequence per token, beside the closed
-form of the random energy model (REM): for large v a rule keeps (2 - beta^2 / 2) ln v of its entropy 2 ln v and freezes
-at beta = 2 (B. Derrida, Phys. Rev. B 24, 2613, 1981; E. DeGiuli, Phys. Rev. Lett. 122, 128301, 2019).
+Draws the entropy of a rule and the entropy per token of a sequence against beta, for several v, with the closed form of
+the random energy model (REM): for large v the entropy of a rule is (2 - beta^2 / 2) ln v, at most 2 ln v, and the rule
+freezes at beta = 2 (B. Derrida, Phys. Rev. B 24, 2613, 1981; E. DeGiuli, Phys. Rev. Lett. 122, 128301, 2019).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from RLM_clean.datasets import RLM
 from RLM_clean.exact import entropies, theory
 from RLM_clean.plots import style
 
-# Trees of four levels: the root's own entropy is a 16th of ln v a token.
+# With four levels, the entropy of the root adds at most ln v / 16 per token.
 DEPTH = 4
 
 
@@ -28,9 +28,9 @@ DEPTH = 4
 def sequence_entropies(languages: Sequence[RLM], num_samples: int, axes: Axes | None = None) -> Axes:
     """The entropy of a sequence per token, in units of ln v, against beta: means over the grammars of one v and beta.
 
-    Error bars are standard errors, those of the samples and those of the mean over grammars together. Dashed is the
-    bound that the REM sets for large v: the tokens have no more entropy than the tree, ln v for the root and that of a
-    rule for each of the n - 1 nodes, and none has more than ln v.
+    Error bars are standard errors, which combine those of the samples and that of the mean over grammars. Dashed is the
+    bound of the REM for large v: the tokens have at most the entropy of the tree, ln v for the root and the entropy of
+    a rule for each of the n - 1 nodes, and each token has at most ln v.
     """
     axes = style.own_axes(axes)
     for v, color in zip(sorted({language.v for language in languages}), style.CYCLE, strict=False):
@@ -57,7 +57,7 @@ def sequence_entropies(languages: Sequence[RLM], num_samples: int, axes: Axes | 
 def bound(beta: float, n: int) -> float:
     """The largest entropy per token of n leaves for large v, in units of ln v: `min(1, (1 + (n - 1) s) / n)`.
 
-    s is the entropy of a rule, `theory.rem_entropy`.
+    Here s is the entropy of a rule, `theory.rem_entropy`, in the same units.
     """
     return min(1.0, (1 + (n - 1) * theory.rem_entropy(2, beta) / math.log(2)) / n)
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--picture', type=Path, default=Path('results/entropy_against_beta.png'), help='the figure')
-    parser.add_argument('--quick', action='store_true', help='small vocabularies and few values of beta, in seconds')
+    parser.add_argument('--quick', action='store_true', help='small vocabularies and few values of beta, takes seconds')
     options = parser.parse_args(arguments)
     sizes, points, seeds, num_samples = ((4, 8), 5, 1, 64) if options.quick else ((8, 32, 128), 17, 3, 512)
 

@@ -1,9 +1,9 @@
 """The staircase: a transformer learns the levels of a tree one after the other. `python -m examples.staircase`.
 
-Trains one model on the Random Hierarchy Model (v = 32, m = 8, L = 3) and the same one on the Random Language Model
-(v = 32, beta = 3, L = 3), and draws both test losses against the floors H_k, the best losses from the last
-k = 0, 1, 3, 7 tokens. Both runs together take half an hour on one core; interrupted, the same command goes on.
-`--quick` tries it on small languages of two levels, in seconds.
+Trains one model on the Random Hierarchy Model (v = 32, m = 8, L = 3) and one of the same shape on the Random Language
+Model (v = 32, beta = 3, L = 3), and draws both test losses against the floors H_k, the best losses from the last
+k = 0, 1, 3, 7 tokens. Both runs together take half an hour on one core. After an interruption, the same command
+continues. `--quick` trains on small languages of two levels, in seconds.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from RLM_clean import plots
 from RLM_clean.config import Config
 from RLM_clean.plots import style
-from RLM_clean.runs.run import load_run
-from RLM_clean.training.lifecycle import train
+from RLM_clean.runs import load_run
+from RLM_clean.training import train
 
 MODEL: dict[str, Any] = {
     'num_features': 32,

@@ -1,4 +1,4 @@
-"""The examples: each is one command with a quick form, its figure is kept, and what it draws is what was measured."""
+"""Each example is one command with a quick form; its figure is in the documentation and draws what was measured."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from helpers import ROOT
 from examples import entropy_against_beta, staircase
 from RLM_clean.datasets import RLM
 from RLM_clean.exact import entropies, theory
-from RLM_clean.runs.run import load_run
+from RLM_clean.runs import load_run
 
 EXAMPLES = sorted(path.stem for path in (ROOT / 'examples').glob('*.py') if path.stem != '__init__')
 PAGE = (ROOT / 'docs/examples.md').read_text(encoding='utf-8')
 
 
 @pytest.mark.parametrize('name', EXAMPLES)
-def test_an_example_has_a_command_in_the_documentation_and_its_figure_beside(name: str) -> None:
+def test_an_example_has_its_command_and_its_figure_in_the_documentation(name: str) -> None:
     section = PAGE.split(f'python -m examples.{name}\n', 1)[1].split('\n## ', 1)[0]
     assert f'](images/{name}.png)' in section
     height, width, _ = matplotlib.image.imread(ROOT / f'docs/images/{name}.png').shape
     assert width > 1000 and height > 400
 
 
-def test_the_documentation_names_no_example_that_is_not_there() -> None:
+def test_the_documentation_names_only_examples_that_exist() -> None:
     assert sorted(set(re.findall(r'-m examples\.(\w+)', PAGE))) == EXAMPLES
 
 
