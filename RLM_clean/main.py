@@ -55,7 +55,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     config = from_arguments(words)
     try:
-        result = train(config) if machine.processes() == 1 else distributed.train(config)
+        result = train(config) if machine.processes() == 1 else distributed.train(config, train)
     except ValueError as error:
         return _fail(str(error), 2)
     except (DivergedError, OSError) as error:
