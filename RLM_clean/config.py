@@ -39,6 +39,10 @@ MODELS = ['transformer_mlm', 'transformer_clm', 'fcn']
 EXECUTION = frozenset({'outname', 'device', 'threads', 'compile', 'resume', 'tensorboard'})
 
 
+# Options that say when a run ends, and nothing else: no batch and no learning rate depends on them.
+LENGTH = frozenset({'max_iters', 'max_epochs'})
+
+
 def option(default: Any, group: str, help: str, check: Check | None = None, choices: Sequence[Any] = ()) -> Any:
     """A field of Config: its default, the group it is listed in, its help, and the values that it takes."""
     return dataclasses.field(
@@ -183,9 +187,13 @@ class Config:
         return {name: getattr(self, name) for name in DEFAULTS if name in names + changed_depth}
 
     def first_difference(self, stored: dict[str, Any]) -> str | None:
-        """The first option whose stored value differs and would change the run; None when there is none."""
+        """The first option whose stored value differs and would change the run; None when there is none.
+
+        A run can be made longer: max_iters and max_epochs may be larger than the stored ones.
+        """
         for name, value in self.to_dict().items():
-            if name not in EXECUTION and stored.get(name, value) != value:
+            before = stored.get(name, value)
+            if name not in EXECUTION and before != value and not (name in LENGTH and before < value):
                 return name
         return None
 
@@ -198,6 +206,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, float):
+        value += 0.0  # -0.0 is 0.0
         return f'{value:g}' if float(f'{value:g}') == value else repr(value)
     return str(value)
 

@@ -12,7 +12,7 @@ from helpers import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from RLM_clean.config import EXECUTION, Config, format_value, from_arguments, make_parser
+from RLM_clean.config import EXECUTION, LENGTH, Config, format_value, from_arguments, make_parser
 
 DEFAULTS: dict[str, Any] = {
     'num_features': 128,
@@ -245,8 +245,16 @@ def test_a_difference_is_found_unless_it_changes_only_how_a_run_is_computed(name
     assert config.first_difference(stored) is None
     other = 3 if name == 'num_layers' else OTHER[name]
     assert other != stored[name]
-    expected = None if name in EXECUTION else name
+    expected = None if name in EXECUTION | LENGTH else name  # these runs are longer than the stored ones
     assert config.first_difference({**stored, name: other}) == expected
+
+
+def test_a_run_can_be_made_longer_and_not_shorter():
+    config = Config(outname='run', max_iters=100, max_epochs=10)
+    stored = config.to_dict()
+    assert config.first_difference({**stored, 'max_iters': 99, 'max_epochs': 9}) is None
+    assert config.first_difference({**stored, 'max_iters': 101}) == 'max_iters'
+    assert config.first_difference({**stored, 'max_epochs': 11}) == 'max_epochs'
 
 
 def test_the_options_that_may_differ_are_those_of_the_machine_and_the_files():
@@ -301,7 +309,7 @@ def test_changes_are_the_options_that_differ_from_their_defaults(options: dict[s
 @settings(max_examples=100, deadline=None)
 @given(a=st.floats(allow_nan=False), b=st.floats(allow_nan=False))
 def test_different_values_have_different_names(a: float, b: float):
-    assert (format_value(a) == format_value(b)) == (a == b or a == b == 0)
+    assert (format_value(a) == format_value(b)) == (a == b)
 
 
 def test_the_parser_says_what_it_is_for():

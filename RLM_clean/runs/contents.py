@@ -41,6 +41,8 @@ CHECKPOINT = {
         'seconds': float,
         'stopped_early': bool,
         'excess_error': float,
+        # Only at the end of a run: what its last record has changed, as it was before.
+        'before_record?': {'best': {str: object}, 'since_record': [float], 'excess_error': float},
         'optimizer': {'state': {int: {str: object}}, 'param_groups': [{str: object}, ...]},
     },
 }

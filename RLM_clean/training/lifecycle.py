@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from RLM_clean import init, measures
-from RLM_clean.config import Config, format_value
+from RLM_clean.config import LENGTH, Config, format_value
 from RLM_clean.measures import Language
 from RLM_clean.runs.files import Record, RunFiles
 from RLM_clean.runs.storage import save
@@ -90,6 +90,7 @@ def claim(config: Config, say: Say = say) -> Iterator[ActiveRun]:
         run = ActiveRun(config, files, chosen, stored, stack, say)
         if stored is not None and files.final.exists():
             run.complete = _read_complete(config, files)
+        if run.complete is not None:
             yield run
             return
         run.checkpoint = _find_checkpoint(config, files, stored, say)
@@ -154,16 +155,19 @@ class ActiveRun:
         self.say(f'going on from step {trainer.step}')
 
     def begin(self, language: Language, chosen: Machine) -> None:
-        """Writes _config.pt, where it is not there yet, and holds its lock."""
+        """Writes the _config.pt of a run that begins, or that becomes longer, and holds its lock."""
         self.machine = chosen
-        if self.stored is not None:
+        longer = self.stored is not None and any(self.stored['config'][n] != getattr(self.config, n) for n in LENGTH)
+        if self.stored is not None and not longer:
             return
         content = {'config': self.config.to_dict(), 'machine': chosen.to_dict(), 'rules': language.rules()}
         try:
-            save({**content, **language.losses()}, self.files.config, new=True)
+            save({**content, **language.losses()}, self.files.config, new=not longer)
         except FileExistsError:  # another process has begun the same run in the meantime
             raise self.files.busy() from None
         self.stack.enter_context(self.files.claim())
+        if longer:  # the newest checkpoint has all that the final file of the shorter run had
+            self.files.final.unlink(missing_ok=True)
 
     def stopped(self) -> Outcome:
         """The outcome of a run that a signal stopped while it was set up: its files are as they were."""
@@ -238,10 +242,13 @@ def _read_stored(config: Config, files: RunFiles) -> dict[str, Any]:
     return stored
 
 
-def _read_complete(config: Config, files: RunFiles) -> Outcome:
+def _read_complete(config: Config, files: RunFiles) -> Outcome | None:
+    """The outcome of a run that is at its end; None where its final file is that of a shorter one."""
     content = files.load_final()
-    _remove_surplus(config, files)  # the process that wrote the final file may have been killed before it did
     output = content['output']
+    if output['step'] < config.last_step and not output['early_stop']:
+        return None
+    _remove_surplus(config, files)  # the process that wrote the final file may have been killed before it did
     return Outcome(
         'complete', output['step'], output['dynamics'], content['best'], output['entropy'], output['excess_error']
     )
@@ -279,8 +286,8 @@ def _clear(config: Config, files: RunFiles, say: Say) -> None:
 
 
 def _remove_surplus(config: Config, files: RunFiles) -> None:
-    """Removes what only resuming needed."""
+    """Removes what only an interrupted run needs. The last checkpoint stays: from it the run can be made longer."""
     files.previous.unlink(missing_ok=True)
     if not config.checkpoints:
-        for step in files.steps():
+        for step in files.steps()[:-1]:
             files.checkpoint(step).unlink()

@@ -64,6 +64,7 @@ class Trainer:
         self.seconds = 0.0
         self.stopped_early = False
         self.excess_error = 0.0  # the standard error of the last record's excess
+        self.before_record: dict[str, Any] = {}  # what the last record has changed, as it was before
 
     # What a checkpoint keeps for resuming, beside the model and the optimizer.
     RESUMED = ('dynamics', 'best', 'since_record', 'recent', 'seconds', 'stopped_early', 'excess_error')
@@ -115,6 +116,7 @@ class Trainer:
         accuracy and excess are those of `Reference.evaluate`. Raises DivergedError when a loss is not finite.
         """
         start = time.perf_counter()
+        self.before_record = {name: getattr(self, name) for name in ('best', 'since_record', 'excess_error')}
         found = self.language.reference.evaluate(self.model, self.logits)
         self._check_finite('test loss', found.loss, self.step)
         if self.step == 0:
@@ -136,6 +138,12 @@ class Trainer:
             self.best = {'step': self.step, 'loss': found.loss, 'excess': found.excess, 'model': self.weights()}
         return record
 
+    def take_back_record(self, before: dict[str, Any]) -> None:
+        """Forgets the last record, which a longer run would not have made at this step."""
+        self.dynamics.pop()
+        for name, value in before.items():
+            setattr(self, name, value)
+
     def weights(self) -> dict[str, Tensor]:
         """A copy of the model's weights on the CPU."""
         return {name: tensor.detach().to('cpu', copy=True) for name, tensor in self.model.state_dict().items()}
@@ -144,6 +152,8 @@ class Trainer:
         """The content of a checkpoint: the model, its last record, and what resuming needs."""
         self.take_steps.sync_step_count(self.step)
         resume = {name: getattr(self, name) for name in self.RESUMED}
+        if self.ended:
+            resume['before_record'] = self.before_record
         optimizer = self.optimizer.state_dict()
         # Copies: a view into a larger tensor would be saved with all of it.
         state = {i: {name: x.clone() for name, x in part.items()} for i, part in optimizer['state'].items()}
@@ -162,6 +172,9 @@ class Trainer:
         # Runs of the first version chose the best model by its test loss, and did not keep its excess.
         if self.best and 'excess' not in self.best:
             self.best['excess'] = next(r['excess'] for r in self.dynamics if r['t'] == self.best['step'])
+        times = init.print_times(self.config.last_step, self.config.print_freq, self.config.save_freq)
+        if 'before_record' in resume and self.step not in times:
+            self.take_back_record(resume['before_record'])
 
     def _loss_of_first_batch(self) -> float:
         inputs, targets = self.language.grammar.batch(0, self.config.batch_size)

@@ -437,3 +437,53 @@ def test_a_run_that_another_process_begins_in_the_meantime_is_left_to_it(tmp_pat
     with mock.patch.object(measures, 'prepare_language', other), pytest.raises(ValueError, match='another process'):
         train(config)
     assert [path.name for path in tmp_path.iterdir()] == ['run_config.pt']
+
+
+# ---------------------------------------------------------------------- longer runs
+
+
+@pytest.mark.parametrize(
+    'options',
+    [{'optim': 'sgd'}, {'optim': 'adam', 'dropout': 0.1}, OFFLINE, {'checkpoints': False}],
+    ids=('sgd', 'adam', 'offline', 'no-checkpoints'),
+)
+def test_a_run_made_longer_is_the_run_that_was_so_long_from_the_start(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Steps 30 and 60 have no record in the longest run; 64 has one."""
+    parts, whole = tmp_path / 'parts' / 'run', tmp_path / 'whole' / 'run'
+    for last in (30, 60, 64, 90):
+        assert train(tiny(parts, max_iters=last, max_epochs=1000, **options)).status == 'done'
+        assert load_run(parts).dynamics[-1]['t'] == load_run(parts).steps[-1] == last
+    train(tiny(whole, max_iters=90, max_epochs=1000, **options))
+    assert_same_run(parts, whole)
+
+
+def test_more_epochs_make_an_offline_run_longer(tmp_path: Path) -> None:
+    for epochs in (2, 4):
+        train(tiny(tmp_path / 'parts' / 'run', max_iters=1000, max_epochs=epochs, **OFFLINE))
+    train(tiny(tmp_path / 'whole' / 'run', max_iters=1000, max_epochs=4, **OFFLINE))
+    assert_same_run(tmp_path / 'parts' / 'run', tmp_path / 'whole' / 'run')
+
+
+def test_a_run_is_never_made_shorter(tmp_path: Path) -> None:
+    train(tiny(tmp_path / 'run', max_iters=20))
+    with pytest.raises(ValueError, match=r'max_iters=10 differs from 20 in .*run_config\.pt'):
+        train(tiny(tmp_path / 'run', max_iters=10))
+    assert train(tiny(tmp_path / 'run', max_iters=20)).status == 'complete'
+
+
+def test_a_longer_run_can_be_interrupted_and_killed_like_any_other(tmp_path: Path) -> None:
+    parts, whole = tmp_path / 'parts' / 'run', tmp_path / 'whole' / 'run'
+    train(tiny(parts, max_iters=20))
+    _train_until(tiny(parts, max_iters=50), 20)  # at once: the record of step 20 has just been made again
+    assert not load_run(parts).done
+    _train_until(tiny(parts, max_iters=50), 33)
+    train(tiny(parts, max_iters=50))
+    train(tiny(whole, max_iters=50))
+    assert_same_run(parts, whole)
+
+
+def test_a_run_that_stopped_early_stays_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, 'WINDOW', 8)
+    assert train(tiny(tmp_path / 'run', max_iters=20, loss_threshold=10.0)).status == 'stopped early'
+    outcome = train(tiny(tmp_path / 'run', max_iters=40, loss_threshold=10.0))
+    assert (outcome.status, outcome.step) == ('complete', 8)
