@@ -260,6 +260,7 @@ def test_an_evaluation_is_the_expectation_over_every_sequence(grammar: TreeGramm
             assert found.accuracy == pytest.approx((weights @ hits).item(), abs=1e-11)
             assert (found.excess, found.excess_error) == whole.divergence(model)
             divergences = measures.kl_divergence(whole.posteriors, log_probs(model, whole.inputs))
+            assert whole.weights is not None
             assert found.excess == (divergences.view(len(inputs), -1).mean(1) @ whole.weights).item()
 
 

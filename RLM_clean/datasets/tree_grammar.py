@@ -39,8 +39,10 @@ class TreeGrammar(Dataset):
         transform: applied to inputs, of one sequence or of a batch, before they are returned.
         device: where sequences are drawn and returned; the same ones on every device.
 
-    Memory: an entry of a rule tensor takes its own 4 bytes in float32 and 8 in the alias table, 12 in all, while it is
-    built and after; `level_rules` makes a float64 copy of 8.
+    Memory: an entry of a rule tensor takes its own 4 bytes in float32. What is expensive is made when it is first used,
+    and kept: 8 bytes more for the alias table of a level once sequences are drawn from it, and 8 more for its rules in
+    float64 once `level_rules` is called, as inference from two tokens or more does. A language of one level (L = 1)
+    and its exact floors never need the latter: 12 bytes in all.
 
     Raises ValueError for rules or priors that are no probabilities, and for sizes that do not fit together.
     """
@@ -75,21 +77,51 @@ class TreeGrammar(Dataset):
         self.device = torch.device(device if device is not None else 'cpu')
         self._drawn = {'train': 0, 'other': 0}
         self._permutation: tuple[int, Tensor] | None = None
-        self._root_table = AliasTable([self.prior[None]], 1, self.v, self.device)
-        self._tables = [
-            AliasTable((block.flatten(1) for _, block in normalised_blocks(tensor)), self.v, self.v**2, self.device)
-            for tensor in self.rules
-        ]
+        # Made when first used, by the number of the rule tensor.
+        self._root_table: AliasTable | None = None
+        self._tables: dict[int, AliasTable] = {}
+        self._exact_rules: dict[int, Tensor] = {}
+        self._transitions: dict[int, tuple[Tensor, Tensor]] = {}
 
     # ------------------------------------------------------------------ the language
 
     def level_rules(self, level: int) -> Tensor:
-        """`T[a, b, c]` of a level (0 at the root), `(v, v, v)` float64 on the CPU, rows summing to one."""
-        return _normalised(self.rules[0 if self.shared else level])
+        """`T[a, b, c]` of a level (0 at the root), `(v, v, v)` float64 on the CPU, rows summing to one.
+
+        Made at the first call and kept: do not write into it. `blocks` gives the same numbers and keeps nothing.
+        """
+        number = self._number(level)
+        if number not in self._exact_rules:
+            self._exact_rules[number] = _normalised(self.rules[number])
+        return self._exact_rules[number]
+
+    def blocks(self, level: int) -> Iterator[tuple[slice, Tensor]]:
+        """The rules of a level as float64 in blocks of parents, see `normalised_blocks`."""
+        number = self._number(level)
+        if number in self._exact_rules:
+            return ((parents, self._exact_rules[number][parents]) for parents in _parents(self.rules[number]))
+        return normalised_blocks(self.rules[number])
+
+    def transitions(self, level: int) -> tuple[Tensor, Tensor]:
+        """`P_L[a, b] = sum_c T[a, b, c]` and `P_R[a, c] = sum_b T[a, b, c]` of a level, `(v, v)` float64; kept."""
+        number = self._number(level)
+        if number not in self._transitions:
+            left, right = torch.empty(2, self.v, self.v, dtype=torch.float64)
+            for parents, block in self.blocks(level):
+                left[parents], right[parents] = block.sum(2), block.sum(1)
+            self._transitions[number] = left, right
+        return self._transitions[number]
 
     def table(self, level: int) -> AliasTable:
-        """The alias table from which the pairs of children of level `level` are drawn."""
-        return self._tables[0 if self.shared else level]
+        """The alias table from which the pairs of children of level `level` are drawn, built at the first call."""
+        number = self._number(level)
+        if number not in self._tables:
+            rows = (block.flatten(1) for _, block in self.blocks(level))
+            self._tables[number] = AliasTable(rows, self.v, self.v**2, self.device)
+        return self._tables[number]
+
+    def _number(self, level: int) -> int:
+        return 0 if self.shared else level
 
     # ------------------------------------------------------------------ sampling
 
@@ -99,19 +131,35 @@ class TreeGrammar(Dataset):
         return self._trees(indices, stream, self._depth(L))
 
     def sequences(
-        self, first: int, count: int, stream: str = 'train', L: int | None = None, seed: int | None = None
+        self,
+        first: int,
+        count: int,
+        stream: str = 'train',
+        L: int | None = None,
+        seed: int | None = None,
+        last: int | None = None,
     ) -> Tensor:
-        """The leaves `(count, 2^L)` int64 of the same trees; `seed` takes the place of seed_samples."""
+        """The leaves `(count, 2^L)` int64 of the same trees; `seed` takes the place of seed_samples.
+
+        `last=m` gives their last m leaves alone, `(count, m)`: only the part of each tree above them is drawn.
+        """
         indices = torch.arange(first, first + count, device=self.device)
-        return self._leaves(indices, stream, self._depth(L), seed)
+        return self._leaves(indices, stream, self._depth(L), seed, last)
 
     def batches(
-        self, step: int, num_steps: int, batch_size: int, stream: str = 'train', L: int | None = None
+        self,
+        step: int,
+        num_steps: int,
+        batch_size: int,
+        stream: str = 'train',
+        L: int | None = None,
+        last: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Batches step..step+num_steps-1 of a stream: inputs `(num_steps, B, 2^L - 1)`, targets `(num_steps, B)`.
 
-        Batch t holds the sequences t*B..(t+1)*B-1 of its stream. In the offline regime (`num_data`) the training
-        stream is the endless row of epochs, each a permutation of the training set, cut into batches.
+        Batch t holds the sequences t*B..(t+1)*B-1 of its stream; of their last m tokens alone for `last=m`. In the
+        offline regime (`num_data`) the training stream is the endless row of epochs, each a permutation of the training
+        set, cut into batches.
         """
         depth = self._depth(L)
         first, count = step * batch_size, num_steps * batch_size
@@ -119,7 +167,7 @@ class TreeGrammar(Dataset):
             indices = self._epoch_indices(first, count)
         else:
             indices = torch.arange(first, first + count, device=self.device)
-        leaves = self._leaves(indices, stream, depth).view(num_steps, batch_size, 2**depth)
+        leaves = self._leaves(indices, stream, depth, last=last).view(num_steps, batch_size, -1)
         inputs, targets = leaves[..., :-1], leaves[..., -1]
         return (inputs if self.transform is None else self.transform(inputs)), targets
 
@@ -204,18 +252,28 @@ class TreeGrammar(Dataset):
             levels.append(self._children(key, base, levels[-1], level))
         return levels
 
-    def _leaves(self, indices: Tensor, stream: str, depth: int, seed: int | None = None) -> Tensor:
-        """The leaves of the same trees; once a level has too many nodes, part of the trees goes on to the leaves."""
+    def _leaves(
+        self, indices: Tensor, stream: str, depth: int, seed: int | None = None, last: int | None = None
+    ) -> Tensor:
+        """The (last) leaves of the same trees; where a level has too many nodes, part of the trees goes on alone."""
+        n = 2**depth
+        width = n if last is None else last
+        if not 1 <= width <= n:
+            raise ValueError(f'last={last} leaves are not part of a sequence of {n}: use 1 to {n}')
         key = stream_key(self.seed_samples if seed is None else seed, stream)
         size = _NODES_PER_CHUNK.get(self.device.type, 2**15)
-        leaves = torch.empty(len(indices), 2**depth, dtype=torch.int64, device=self.device)
+        leaves = torch.empty(len(indices), width, dtype=torch.int64, device=self.device)
 
         def grow(base: Tensor, symbols: Tensor, level: int, out: Tensor) -> None:
             if level == depth:
                 out.copy_(symbols)
                 return
-            for part in zip(*(tensor.split(max(1, size >> level)) for tensor in (base, symbols, out)), strict=True):
-                grow(part[0], self._children(key, part[0], part[1], level), level + 1, part[2])
+            nodes = symbols.shape[1]
+            for part in zip(*(tensor.split(max(1, size // nodes)) for tensor in (base, symbols, out)), strict=True):
+                children = self._children(key, part[0], part[1], level)
+                # Only ancestors of the leaves that are asked for: the first child may have none below it.
+                needed = 2 ** (level + 1) - (n - width >> depth - level - 1)
+                grow(part[0], children[:, 2 * nodes - needed :], level + 1, part[2])
 
         for chunk, out in zip(indices.split(size), leaves.split(size), strict=True):
             base = chunk[:, None] << depth
@@ -226,11 +284,13 @@ class TreeGrammar(Dataset):
     # stream; `base (r, 1)` holds the i * 2^depth.
 
     def _roots(self, key: int, base: Tensor) -> Tensor:
+        if self._root_table is None:
+            self._root_table = AliasTable([self.prior[None]], 1, self.v, self.device)
         return self._root_table.draw(torch.zeros_like(base), random_words(key, base))
 
     def _children(self, key: int, base: Tensor, symbols: Tensor, level: int) -> Tensor:
-        """The symbols of level + 1, `(r, 2^(level + 1))`, from those of `level`, `(r, 2^level)`."""
-        nodes = torch.arange(2**level, 2 ** (level + 1), device=self.device)
+        """The children `(r, 2 m)` of the last m nodes of a level, from their symbols `(r, m)`."""
+        nodes = torch.arange(2 ** (level + 1) - symbols.shape[1], 2 ** (level + 1), device=self.device)
         pairs = self.table(level).draw(symbols, random_words(key, base + nodes))
         children = torch.empty(*pairs.shape, 2, dtype=torch.int64, device=self.device)
         left, right = children.unbind(-1)
@@ -244,14 +304,19 @@ def normalised_blocks(rules: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Some parents after the other: which, and their rules `(r, v, v)` as float64 with rows that sum to one.
 
     Whoever uses rules gets them from here or whole from `TreeGrammar.level_rules`: sampler, inference and entropies
-    share the same numbers. What is made of the blocks is best put where it belongs at once: small tensors that are kept
-    between one block and the next keep the allocator from using the memory of the first again.
+    share the same numbers. Write what is made of a block to its place at once: small tensors that are kept between one
+    block and the next keep the allocator from using the memory of the first again.
     """
+    for parents in _parents(rules):
+        yield parents, _normalised(rules[parents])
+
+
+def _parents(rules: Tensor) -> list[slice]:
+    """The blocks of parents that are worked on at a time."""
     # Never a block of one row: torch cuts the sum of a single row by the number of threads, which changes its rounding.
-    rows, first = max(2, _ENTRIES_PER_BLOCK // rules.shape[0] ** 2), 0
-    for block in rules.tensor_split(max(1, len(rules) // rows)):
-        yield slice(first, first + len(block)), _normalised(block)
-        first += len(block)
+    v = len(rules)
+    blocks = torch.arange(v).tensor_split(max(1, v // max(2, _ENTRIES_PER_BLOCK // v**2)))
+    return [slice(int(block[0]), int(block[-1]) + 1) for block in blocks]
 
 
 def _normalised(rules: Tensor) -> Tensor:

@@ -8,12 +8,10 @@ product on either side: `T` is the rule tensor of a level, `P_L[a, b] = sum_c T[
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from RLM_clean.datasets.tree_grammar import TreeGrammar, normalised_blocks
+from RLM_clean.datasets.tree_grammar import TreeGrammar
 from RLM_clean.streams import random_words, stream_key
 
 # Entries of float64 temporaries at a time: pairs of tokens go through in blocks of this size.
@@ -40,13 +38,7 @@ def leaf_marginals(grammar: TreeGrammar) -> Tensor:
 
 def transitions(grammar: TreeGrammar) -> list[tuple[Tensor, Tensor]]:
     """`(P_L, P_R)` of each level, two matrices `(v, v)` from a node to its left and to its right child."""
-    steps = []
-    for rules in grammar.rules:
-        left, right = torch.empty(2, grammar.v, grammar.v, dtype=torch.float64)
-        for parents, block in normalised_blocks(rules):
-            left[parents], right[parents] = block.sum(2), block.sum(1)
-        steps.append((left, right))
-    return steps * grammar.L if grammar.shared else steps
+    return [grammar.transitions(level) for level in range(grammar.L)]
 
 
 # ---------------------------------------------------------------------- two tokens
@@ -55,10 +47,10 @@ def transitions(grammar: TreeGrammar) -> list[tuple[Tensor, Tensor]]:
 def children_law(grammar: TreeGrammar, level: int, law: Tensor) -> Tensor:
     """`Q[b, c] = sum_a p[a] T[a, b, c]`, `(v, v)`: the law of the children of a node of a level whose law is p `(v,)`.
 
-    The rules are never in memory as float64 but for a block.
+    The rules are read in blocks: no float64 copy of them is made.
     """
     pair = torch.zeros(grammar.v**2, dtype=torch.float64)
-    for parents, block in normalised_blocks(grammar.rules[0 if grammar.shared else level]):
+    for parents, block in grammar.blocks(level):
         pair += law[parents] @ block.flatten(1)
     return pair.view(grammar.v, grammar.v)
 
@@ -126,13 +118,12 @@ def mutual_information_by_distance(grammar: TreeGrammar, max_pairs: int = 2**12)
     # paths[w]: from a node `shared` levels above the leaves to the leaf w below it; the highest bit of w comes first.
     paths, shared = torch.eye(v, dtype=torch.float64)[None], 0
     means = torch.empty(L, dtype=torch.float64)
-    rules = rules_from_the_leaves(grammar)
     for height in range(1, L + 1):
         level = L - height
         if shared == height - 2 and 2 * paths.numel() <= _PATH_ENTRIES:
             left, right = steps[level + 1]
             paths, shared = torch.cat((left @ paths, right @ paths)), height - 1
-        T = next(rules).flatten(1)
+        T = grammar.level_rules(level).flatten(1)
         total = 0.0
         words = _pairs_of_height(grammar, height, max_pairs)
         for chunk in words.split(max(1, _ENTRIES_PER_BLOCK // v**2)):
@@ -162,15 +153,6 @@ def _laws(grammar: TreeGrammar, steps: list[tuple[Tensor, Tensor]]) -> list[Tens
     for left, right in steps:
         levels.append(torch.stack((levels[-1] @ left, levels[-1] @ right), dim=1).flatten(0, 1))
     return levels
-
-
-def rules_from_the_leaves(grammar: TreeGrammar) -> Iterator[Tensor]:
-    """The rules of levels L - 1, ..., 0; the ones that all levels share are built once."""
-    T = grammar.level_rules(grammar.L - 1)
-    yield T
-    for level in range(grammar.L - 2, -1, -1):
-        T = T if grammar.shared else grammar.level_rules(level)
-        yield T
 
 
 def _pairs_of_height(grammar: TreeGrammar, height: int, max_pairs: int) -> Tensor:

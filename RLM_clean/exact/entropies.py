@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from RLM_clean.datasets.tree_grammar import TreeGrammar, normalised_blocks
-from RLM_clean.exact.correlations import children_law, level_marginals, rules_from_the_leaves, transitions
+from RLM_clean.exact.correlations import children_law, level_marginals, transitions
 from RLM_clean.exact.inference import log_likelihood, next_token_probs
 
 Estimate = tuple[float, float]
@@ -285,10 +285,9 @@ def _summed_leaves_entropy(grammar: TreeGrammar) -> float:
     """
     v, L = grammar.v, grammar.L
     U = torch.eye(v, dtype=torch.float64)
-    rules = rules_from_the_leaves(grammar)
-    for _ in range(L - 1):
-        U = (U.T @ (next(rules) @ U)).flatten(1)
-    half = U.T @ (grammar.prior @ next(rules).flatten(1)).view(v, v)
+    for level in range(L - 1, 0, -1):
+        U = (U.T @ (grammar.level_rules(level) @ U)).flatten(1)
+    half = U.T @ children_law(grammar, 0, grammar.prior)
     blocks = half.split(max(1, _ENTRIES_PER_BLOCK // U.shape[1]))
     return sum(torch.special.entr(block @ U).sum().item() for block in blocks)
 
@@ -296,7 +295,7 @@ def _summed_leaves_entropy(grammar: TreeGrammar) -> float:
 def _tree_log_probabilities(grammar: TreeGrammar, trees: list[Tensor]) -> Tensor:
     """`ln P(tree)` of each tree, `(B,)` nats, given level by level as the grammar draws them."""
     log_probability = grammar.prior[trees[0][:, 0]].log()
-    for level, T in zip(range(grammar.L - 1, -1, -1), rules_from_the_leaves(grammar), strict=True):
-        children = trees[level + 1]
+    for level in range(grammar.L):
+        T, children = grammar.level_rules(level), trees[level + 1]
         log_probability += T[trees[level], children[:, ::2], children[:, 1::2]].log().sum(1)
     return log_probability

@@ -1,52 +1,44 @@
-"""Exact inference on the tree: belief propagation in float64.
+"""What exact inference says of a sequence: predictions, likelihoods, posteriors of hidden symbols, and whole trees.
 
-With `T[a, b, c]` the rules of a level, every node has an upward message, the likelihood of what is observed below it,
-
-    u[a] = sum_bc T[a, b, c] u_left[b] u_right[c],        one-hot at a seen leaf, all ones at an unseen one,
-
-and an outside message, the probability of its symbol together with what is observed elsewhere,
-
-    alpha_root = prior,   alpha_right[c] = sum_ab alpha[a] u_left[b] T[a, b, c],   alpha_left likewise.
-
-Their product is the posterior of the symbol. Rows sum to one, so a sub-tree in which nothing is seen keeps the message
-of all ones: it is never computed. Messages are normalised at every node, which excludes underflow with depth; a
-product of probabilities of one node below the smallest double, about 1e-308, counts as zero.
-
-Cost of a sequence: two dense messages meet in a contraction of v^3; a pair of seen leaves, a one-hot message, an
-unseen side, and an outside message that no observation has touched yet (the same for all sequences) take O(v^2) or
-less. The nodes of a level share its rules, and go through them together: few long sequences keep matrix products as
-busy as many short ones. Memory: beside twice the results and the rules in float64, at most four arrays of 2^24 numbers,
-0.5 GB, on a CPU (2^28 on a GPU), or what a single sequence needs, v * 2^L numbers, whatever the number of sequences.
-
-J. Pearl, Probabilistic Reasoning in Intelligent Systems, Morgan Kaufmann 1988; for grammars, the inside-outside
-algorithm of J. K. Baker, Trainable grammars for speech recognition, J. Acoust. Soc. Am. 65, S132 (1979).
+The functions are uses of belief propagation, whose formulas, cost and memory are in exact/propagation.py. With `T` the
+rules of a level, `u` the upward message of a node (the likelihood of what is observed below it) and `alpha` its outside
+message (its probability together with what is observed elsewhere), the posterior of its symbol is alpha u, normalised.
+All results are float64; tokens are integers.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from RLM_clean.datasets import TreeGrammar
+from RLM_clean.exact.correlations import level_marginals
+from RLM_clean.exact.propagation import (
+    children_outside,
+    descend,
+    down_path,
+    given_left,
+    in_chunks,
+    level_posteriors,
+    max_product,
+    normalised,
+    seen_leaves,
+    spine_prediction,
+    subtree,
+    times,
+    times_matrix_of,
+    tree_levels,
+    upward,
+)
 from RLM_clean.streams import random_words, stream_key
 
-# What is known of a symbol of each of R sequences: nothing (None: all ones), its value (int64 (R,): one-hot), or
-# weights (float64 (R, v)). An outside message that is the same for every sequence is float64 (v,).
-Message = Tensor | None
-M = TypeVar('M', Tensor, Message)
-Contraction = Callable[[Tensor, Tensor, Tensor], Tensor]
 Device = torch.device | str | None
 
-# Numbers in one factor of a matrix product: many rows make it fast, as long as they stay in the cache.
-_MESSAGE_ENTRIES = {'cpu': 2**17, 'cuda': 2**22}
-# Sequences are worked on in chunks. Numbers in all messages of a chunk, which bound the memory.
-_CHUNK_ENTRIES = {'cpu': 2**24, 'cuda': 2**28}
 # Posterior trees take their random words from the stream 'other' under this index; never change it.
 _POSTERIOR_INDEX = 0
+
+
+# ------------------------------------------------------------------ predictions
 
 
 def next_token_probs(grammar: TreeGrammar, inputs: Tensor, device: Device = None) -> Tensor:
@@ -60,15 +52,15 @@ def next_token_probs(grammar: TreeGrammar, inputs: Tensor, device: Device = None
     Computed on `device`, that of the inputs by default; on the CPU in place of mps, which has no float64. Raises
     ValueError for tokens or shapes that do not fit the grammar and for a context of probability zero.
     """
-    inputs, levels, prior = _prepared(grammar, inputs, 'inputs', device)
-    unseen = [None] * (2**grammar.L - 1 - inputs.shape[1])
+    inputs = _tokens(grammar, inputs, 'inputs', device)
+    predicted = spine_prediction(grammar, inputs.shape[1], inputs.device)
 
     def predict(rows: slice) -> list[Tensor]:
-        alpha, log_scale = _spine(levels, prior, [*unseen, *inputs[rows].unbind(1)])
+        alpha, log_scale = predicted(inputs[rows])
         _check_possible(log_scale > -torch.inf, rows)
         return [alpha.expand(len(inputs[rows]), -1)]
 
-    return _in_chunks(predict, inputs, grammar.v, 2**grammar.L * grammar.v)[0]
+    return in_chunks(predict, inputs, grammar.v, (inputs.shape[1] + 1) * grammar.v)[0]
 
 
 def all_next_token_probs(grammar: TreeGrammar, leaves: Tensor, device: Device = None) -> Tensor:
@@ -82,21 +74,31 @@ def all_next_token_probs(grammar: TreeGrammar, leaves: Tensor, device: Device = 
 
     Raises ValueError for tokens or shapes that do not fit and for a past of probability zero.
     """
-    leaves, levels, prior = _prepared(grammar, leaves, 'last leaves', device)
-    unseen = [None] * (2**grammar.L - leaves.shape[1])
+    leaves = _tokens(grammar, leaves, 'last leaves', device)
+    m, v = leaves.shape[1], grammar.v
+    top = subtree(grammar, m, leaves.device)
+    # The first of the m leaves and the nodes above it have nothing seen to their left: their laws need no sequence.
+    first_nodes = [2**top.height - m >> top.height - depth for depth in range(top.height + 1)]
+    laws, pairs = down_path(grammar, grammar.L - top.height, top.law, [node & 1 for node in first_nodes[1:]])
 
     def predict(rows: slice) -> list[Tensor]:
         # The last leaf conditions nothing.
-        messages, _ = _upward(levels, [*unseen, *leaves[rows, :-1].unbind(1)], _sum_product)
-        alphas = [prior]
-        for level, nodes in zip(levels, messages[1:], strict=True):
-            alphas = _children_outside(level, alphas, nodes[::2], [None] * len(alphas))
-        seen = alphas[len(unseen) :]
-        probs = torch.stack([alpha.expand(len(leaves[rows]), -1) for alpha in seen], 1)
+        messages, _ = upward(top.levels, seen_leaves(leaves[rows, :-1], 2**top.height - m), last_is_target=True)
+        alpha = laws[0].new_empty(0, len(leaves[rows]), v)  # of the nodes after the first
+        for depth, pair in enumerate(pairs):
+            lefts, children = messages[depth].values[first_nodes[depth + 1] & 1 :: 2], []
+            if first_nodes[depth + 1] % 2 == 0:
+                children.append(normalised(times(lefts[0], pair))[0][None])
+                lefts = lefts[1:]
+            if len(alpha):
+                level = top.levels[depth - 1]
+                children.append(children_outside(level, alpha, lefts, lefts[:0]))
+            alpha = torch.cat(children) if children else alpha
+        probs = torch.cat((laws[-1].expand(1, len(leaves[rows]), -1), alpha)).transpose(0, 1)
         _check_possible(probs[:, -1].sum(1) > 0, rows)
         return [probs]
 
-    return _in_chunks(predict, leaves, grammar.v, 2**grammar.L * grammar.v)[0]
+    return in_chunks(predict, leaves, v, 2 * m * v)[0]
 
 
 def log_likelihood(grammar: TreeGrammar, leaves: Tensor, device: Device = None, strict: bool = True) -> Tensor:
@@ -107,18 +109,21 @@ def log_likelihood(grammar: TreeGrammar, leaves: Tensor, device: Device = None, 
     ln P(x_{n-m}..x_{n-1}). `leaves (B, m)` int64. Raises ValueError for tokens or shapes that do not fit and for a
     sequence of probability zero, which gets minus infinity where `strict` is False.
     """
-    leaves, levels, prior = _prepared(grammar, leaves, 'last leaves', device)
-    unseen = [None] * (2**grammar.L - leaves.shape[1])
+    leaves = _tokens(grammar, leaves, 'last leaves', device)
+    predicted = spine_prediction(grammar, leaves.shape[1] - 1, leaves.device)
 
     def evaluate(rows: slice) -> list[Tensor]:
-        *past, last = leaves[rows].unbind(1)
-        alpha, log_scale = _spine(levels, prior, [*unseen, *past])
-        log_probs = log_scale + alpha.expand(len(last), -1).gather(1, last[:, None])[:, 0].log()
+        alpha, log_scale = predicted(leaves[rows, :-1])
+        last = leaves[rows, -1:]
+        log_probs = log_scale + alpha.expand(len(last), -1).gather(1, last)[:, 0].log()
         if strict:
             _check_possible(log_probs > -torch.inf, rows)
         return [log_probs]
 
-    return _in_chunks(evaluate, leaves, grammar.v, 2**grammar.L * grammar.v)[0]
+    return in_chunks(evaluate, leaves, grammar.v, leaves.shape[1] * grammar.v)[0]
+
+
+# ------------------------------------------------------------------ posteriors of hidden symbols
 
 
 def ancestor_posteriors(
@@ -130,34 +135,85 @@ def ancestor_posteriors(
     of them are seen, and the posteriors of the others are predictions. Raises ValueError for tokens, shapes or a past
     that do not fit and for observations of probability zero.
     """
-    leaves, levels, prior = _prepared(grammar, leaves, 'leaves', device)
-    length = 2**grammar.L
+    leaves = _tokens(grammar, leaves, 'leaves', device)
+    length = leaves.shape[1]
     seen = length if past is None else past
     if not 0 <= seen <= length:
-        raise ValueError(f'past={past} is no number of seen leaves: use 0 to {length}')
-    unseen = [None] * (length - seen)
+        raise ValueError(f'past={past} leaves are not part of a sequence of {length}: use 0 to {length}')
+    if seen == 0:
+        laws = [law.to(leaves.device) for law in level_marginals(grammar)]
+        return [law.expand(len(leaves), -1, -1) for law in laws]
+    return _node_posteriors(grammar, leaves[:, :seen])
+
+
+def node_posteriors(grammar: TreeGrammar, evidence: Tensor, device: Device = None) -> list[Tensor]:
+    """The posterior of every symbol given evidence at any leaves: for each level l = 0..L `(B, 2^l, v)` float64.
+
+    `evidence` is int64 tokens `(B, n)`, -1 at a leaf of which nothing is known, or likelihoods `(B, n, v)`:
+    `P(what is known of leaf i | x_i = a)` up to a factor, not negative. Raises ValueError for evidence that does not
+    fit and for evidence of probability zero.
+    """
+    return _node_posteriors(grammar, _likelihoods(grammar, evidence, device)[0])
+
+
+def leaf_posteriors(grammar: TreeGrammar, evidence: Tensor, device: Device = None) -> Tensor:
+    """`P(x_i = a | evidence)` for every leaf, `(B, n, v)` float64, with evidence and errors as in `node_posteriors`."""
+    return node_posteriors(grammar, evidence, device)[-1]
+
+
+def evidence_log_likelihood(grammar: TreeGrammar, evidence: Tensor, device: Device = None) -> Tensor:
+    """`ln P(evidence)`, `(B,)` float64 in nats; minus infinity for evidence of probability zero.
+
+    `P(evidence) = sum over sequences of P(x) prod_i e_i[x_i]`, e_i the likelihoods of leaf i, as in `node_posteriors`.
+    """
+    likelihoods, log_norm = _likelihoods(grammar, evidence, device)
+    levels, prior = tree_levels(grammar, 0, likelihoods.device), grammar.prior.to(likelihoods.device)
+
+    def evaluate(rows: slice) -> list[Tensor]:
+        messages, log_scale = upward(levels, seen_leaves(likelihoods[rows]))
+        return [log_norm[rows] + log_scale + (messages[0].values[0] @ prior).log()]
+
+    return in_chunks(evaluate, likelihoods, grammar.v, 2 * likelihoods.shape[1] * grammar.v)[0]
+
+
+def _node_posteriors(grammar: TreeGrammar, evidence: Tensor) -> list[Tensor]:
+    """The posteriors of all nodes given the first leaves: tokens `(B, k)` or likelihoods `(B, k, v)`, k > 0."""
+    L, n = grammar.L, 2**grammar.L
+    levels, prior = tree_levels(grammar, 0, evidence.device), grammar.prior.to(evidence.device)
+    # Down to the lowest node that has all of the evidence below it, the left edge has laws that need no sequence.
+    apex = L - (evidence.shape[1] - 1).bit_length()
+    laws, pairs = down_path(grammar, 0, prior, [0] * min(apex + 1, L))
 
     def posteriors(rows: slice) -> list[Tensor]:
-        messages, _ = _upward(levels, [*leaves[rows, :seen].unbind(1), *unseen], _sum_product)
-        outside, found = [prior], []
-        for depth, nodes in enumerate(messages):
-            symbols = [_posterior(alpha, u) for alpha, u in zip(outside, nodes, strict=True)]
-            found.append(torch.stack([symbol.expand(len(leaves[rows]), -1) for symbol in symbols], 1))
-            if depth < grammar.L:
-                below = messages[depth + 1]
-                outside = _children_outside(levels[depth], outside, below[::2], below[1::2])
+        messages, _ = upward(levels, seen_leaves(evidence[rows]))
+        R, found = len(evidence[rows]), []
+        alpha = prior.expand(1, R, -1)
+        for depth in range(L + 1):
+            found.append(level_posteriors(alpha, messages[depth].values).transpose(0, 1))
+            if depth == L:
+                break
+            u = messages[depth + 1].values
+            if depth > apex:
+                alpha = children_outside(levels[depth], alpha, u[::2], u[1::2])
+                continue
+            to_right = normalised(times(u[0], pairs[depth]))[0]
+            to_left = laws[depth + 1].expand(R, -1)
+            if depth == apex:
+                to_left = normalised(times(u[1], pairs[depth].T))[0]
+            others = children_outside(levels[depth], alpha[1:], u[2::2], u[3::2])
+            alpha = torch.cat((torch.stack((to_left, to_right)), others))
         _check_possible(found[0][:, 0].sum(1) > 0, rows)
         return found
 
-    return _in_chunks(posteriors, leaves, grammar.v, 2 * length * grammar.v)
+    return in_chunks(posteriors, evidence, grammar.v, 2 * n * grammar.v)
 
 
 def spine_posteriors(grammar: TreeGrammar, inputs: Tensor, device: Device = None) -> tuple[Tensor, Tensor]:
-    """What the last k tokens before x_n tell of its ancestors a_0 (the root), ..., a_(L-1), and of a_L = x_n itself.
+    """What the last k tokens before x_n say of its ancestors a_0 (the root), ..., a_(L-1), and of a_L = x_n itself.
 
     The posteriors `P(a_l = a | inputs)`, `(B, L + 1, v)`, and the channels `P(a_l = a | a_(l+1) = c, inputs)`,
     `[:, l, c, a]` of `(B, L, v, v)`; both float64. With alpha_l and u_l as in `next_token_probs`, a channel is
-    proportional to `alpha_l[a] sum_b u_l[b] T_l[a, b, c]`: what is seen below the child tells no more of its parent
+    proportional to `alpha_l[a] sum_b u_l[b] T_l[a, b, c]`: what is seen below the child says no more of its parent
     than the child does. Given the inputs, a_L, ..., a_0 are therefore a Markov chain, and the posteriors are the
     prediction of x_n carried up through the channels. For a child that no parent can have beside what is seen, which
     has posterior zero, the channel gives the posterior of the parent.
@@ -165,26 +221,34 @@ def spine_posteriors(grammar: TreeGrammar, inputs: Tensor, device: Device = None
     `inputs (B, k)` int64, 0 <= k <= n - 1. The result takes 8 B L v^2 bytes, and a sequence L contractions of v^3 more
     than its prediction. Raises ValueError as `next_token_probs` does.
     """
-    inputs, levels, prior = _prepared(grammar, inputs, 'inputs', device)
-    unseen = [None] * (2**grammar.L - 1 - inputs.shape[1])
+    inputs = _tokens(grammar, inputs, 'inputs', device)
+    L, v = grammar.L, grammar.v
+    height = inputs.shape[1].bit_length()
+    levels, prior = tree_levels(grammar, L - height, inputs.device), grammar.prior.to(inputs.device)
+    unseen = [grammar.transitions(level)[1].to(inputs.device) for level in range(L - height)]
 
     def climb(rows: slice) -> list[Tensor]:
-        messages, _ = _upward(levels, [*unseen, *inputs[rows].unbind(1)], _sum_product)
+        messages, _ = upward(levels[1:], seen_leaves(inputs[rows], 2**height - 1 - inputs.shape[1]), True)
+        left_siblings = [nodes.values[-1] for nodes in messages[:height]]
+        seen = [given_left(level, u) for level, u in zip(levels, left_siblings, strict=True)]
         alpha, joints = prior.expand(len(inputs[rows]), -1), []
-        for level, nodes in zip(levels, messages[1:], strict=True):
-            joints.append(alpha[:, :, None] * _given_left(level, nodes[-1]))
-            alpha, _ = _normalised(joints[-1].sum(1))
+        for children in [*unseen, *seen]:
+            joints.append(alpha[:, :, None] * children)
+            alpha, _ = normalised(joints[-1].sum(1))
         _check_possible(alpha.sum(1) > 0, rows)
         posteriors, channels = [alpha], []
         for joint in reversed(joints):
-            channel, log_norm = _normalised(joint.transpose(1, 2))
+            channel, log_norm = normalised(joint.transpose(1, 2))
             posteriors.append(torch.einsum('rc,rca->ra', posteriors[-1], channel))
             channels.append(channel.where(log_norm[..., None] > -torch.inf, posteriors[-1][:, None]))
         return [torch.stack(posteriors[::-1], 1), torch.stack(channels[::-1], 1)]
 
-    entries = 2**grammar.L * grammar.v + 3 * grammar.L * grammar.v**2
-    posteriors, channels = _in_chunks(climb, inputs, grammar.v, entries)
+    entries = (inputs.shape[1] + 1) * v + 4 * L * v**2
+    posteriors, channels = in_chunks(climb, inputs, v, entries)
     return posteriors, channels
+
+
+# ------------------------------------------------------------------ whole trees
 
 
 def sample_posterior(grammar: TreeGrammar, leaves: Tensor, n: int, seed: int, device: Device = None) -> list[Tensor]:
@@ -195,7 +259,8 @@ def sample_posterior(grammar: TreeGrammar, leaves: Tensor, n: int, seed: int, de
     of that row alone. Raises ValueError for tokens, shapes or an n that do not fit and for a sequence of probability
     zero.
     """
-    leaves, levels, prior = _prepared(grammar, leaves, 'leaves', device)
+    leaves = _tokens(grammar, leaves, 'leaves', device)
+    levels, prior = tree_levels(grammar, 0, leaves.device), grammar.prior.to(leaves.device)
     if n < 1:
         raise ValueError(f'n={n} leaves no tree to draw: use 1 or more')
     key = stream_key(seed, 'other', _POSTERIOR_INDEX)
@@ -204,19 +269,19 @@ def sample_posterior(grammar: TreeGrammar, leaves: Tensor, n: int, seed: int, de
 
     def draw_trees(rows: slice) -> list[Tensor]:
         keys = random_words(row_keys[rows].repeat_interleave(n), samples.repeat(len(row_keys[rows])))
-        messages, _ = _upward(levels, leaves[rows].unbind(1), _sum_product)
-        root = _posterior(prior, messages[0][0])
+        messages, _ = upward(levels, seen_leaves(leaves[rows]))
+        root = normalised(prior * messages[0].values[0])[0]
         _check_possible(root.sum(1) > 0, rows)
 
-        def children(T: Tensor, a: Tensor, left: Tensor, right: Tensor, node: int) -> tuple[Tensor, Tensor]:
-            left, right = left.repeat_interleave(n, 0), right.repeat_interleave(n, 0)
-            b = _draw(left * _times_matrix_of(T.transpose(1, 2), a, right), keys, 2 * node)
-            return b, _draw(T[a, b] * right, keys, 2 * node + 1)
+        def children(T: Tensor, a: Tensor, left: Tensor, right: Tensor, node: Tensor, tree: Tensor) -> list[Tensor]:
+            b = _draw(left * times_matrix_of(T.transpose(1, 2), a, right), keys[tree], 2 * node)
+            return [b, _draw(T[a, b] * right, keys[tree], 2 * node + 1)]
 
-        hidden = _descend(levels, messages, _draw(root.repeat_interleave(n, 0), keys, 0), children)
-        return [nodes.view(-1, n, nodes.shape[1]) for nodes in hidden]
+        drawn = _draw(root.repeat_interleave(n, 0), keys, torch.zeros_like(keys))
+        hidden = descend(levels, messages, drawn, n, children, entries=8 * grammar.v)
+        return [nodes.T.reshape(-1, n, len(nodes)) for nodes in hidden]
 
-    hidden = _in_chunks(draw_trees, leaves, grammar.v, grammar.v * max(2**grammar.L, 4 * n))
+    hidden = in_chunks(draw_trees, leaves, grammar.v, leaves.shape[1] * (grammar.v + 2 * n))
     return [*(nodes.transpose(0, 1) for nodes in hidden), leaves.expand(n, -1, -1)]
 
 
@@ -228,248 +293,88 @@ def most_probable_tree(grammar: TreeGrammar, leaves: Tensor, device: Device = No
     trees of equal probability any one is returned. `leaves (B, 2^L)` int64. Raises ValueError for tokens or shapes
     that do not fit and for a sequence of probability zero.
     """
-    leaves, levels, prior = _prepared(grammar, leaves, 'leaves', device)
+    leaves = _tokens(grammar, leaves, 'leaves', device)
+    levels, prior = tree_levels(grammar, 0, leaves.device), grammar.prior.to(leaves.device)
     v = grammar.v
 
-    def children(T: Tensor, a: Tensor, left: Tensor, right: Tensor, node: int) -> tuple[Tensor, Tensor]:
+    def children(T: Tensor, a: Tensor, left: Tensor, right: Tensor, node: Tensor, tree: Tensor) -> list[Tensor]:
         pair = (T[a] * left[:, :, None] * right[:, None]).flatten(1).argmax(1)
-        return pair // v, pair % v
+        return [pair // v, pair % v]
 
     def best(rows: slice) -> list[Tensor]:
-        messages, _ = _upward(levels, leaves[rows].unbind(1), _max_product)
-        root = _posterior(prior, messages[0][0])
+        messages, _ = upward(levels, seen_leaves(leaves[rows]), contract=max_product)
+        root = normalised(prior * messages[0].values[0])[0]
         _check_possible(root.sum(1) > 0, rows)
-        trees = [*_descend(levels, messages, root.argmax(1), children), leaves[rows]]
+        hidden = descend(levels, messages, root.argmax(1), 1, children, entries=8 * v**2)
+        trees = [*(nodes.T for nodes in hidden), leaves[rows]]
         steps = zip(levels, trees[:-1], trees[1:], strict=True)
         log_probs = [level.T[a, bc[:, ::2], bc[:, 1::2]].log().sum(1) for level, a, bc in steps]
         return [*trees, prior[trees[0][:, 0]].log() + sum(log_probs)]
 
-    *trees, log_probs = _in_chunks(best, leaves, v, v * max(2**grammar.L, 8 * v))
+    *trees, log_probs = in_chunks(best, leaves, v, v * max(leaves.shape[1], 8 * v))
     return trees, log_probs
-
-
-# ------------------------------------------------------------------ passes over the tree
-
-
-def _upward(
-    levels: list[_Level], leaves: Sequence[Message], contract: Contraction
-) -> tuple[list[list[Message]], Tensor]:
-    """The normalised messages of all nodes, level by level from the root, and the logarithm of their norms `(R,)`.
-
-    Without the last leaf, n - 1 of them, the right edge of the tree is left out: the last of the 2^l - 1 nodes of a
-    level is then the left sibling of the edge.
-    """
-    messages, log_scale = [list(leaves)], torch.zeros((), dtype=torch.float64)
-    for level in reversed(levels):
-        nodes: list[Message] = []
-        for u in _together(partial(_up, level, contract), messages[0][::2], messages[0][1::2]):
-            if u is not None:
-                u, log_norm = _normalised(u)
-                log_scale = log_norm + log_scale
-            nodes.append(u)
-        messages.insert(0, nodes)
-    return messages, log_scale
-
-
-def _spine(levels: list[_Level], prior: Tensor, leaves: Sequence[Message]) -> tuple[Tensor, Tensor]:
-    """Down the right spine: P(last leaf | the n - 1 leaves before it) and the logarithm of their probability `(R,)`."""
-    messages, log_scale = _upward(levels, leaves, _sum_product)
-    alpha = prior
-    for level, nodes in zip(levels, messages[1:], strict=True):
-        alpha, log_norm = _normalised(_down(level, alpha, nodes[-1]))
-        log_scale = log_norm + log_scale
-    return alpha, log_scale
-
-
-def _children_outside(
-    level: _Level, outside: list[Tensor], lefts: Sequence[Message], rights: Sequence[Message]
-) -> list[Tensor]:
-    """The outside messages of the level below, from those of its parents and from the upward messages of siblings."""
-    to_left = _together(partial(_down, level.mirrored()), outside, rights)
-    to_right = _together(partial(_down, level), outside, lefts)
-    return [_normalised(child)[0] for pair in zip(to_left, to_right, strict=True) for child in pair]
-
-
-def _together(step: Callable[..., M], firsts: Sequence[Message], seconds: Sequence[Message]) -> list[M]:
-    """`step(first, second)` for each pair of messages of a level: pairs that are alike are the rows of one batch."""
-    alike: dict[object, list[int]] = {}
-    for i, (first, second) in enumerate(zip(firsts, seconds, strict=False)):
-        # A message that is the same for every sequence has no rows. What is seen is of one kind on a level.
-        single = first is not None and first.dim() == 1 and first.is_floating_point()
-        alike.setdefault(i if single else (first is None, second is None), []).append(i)
-    found: dict[int, M] = {}
-    for pairs in alike.values():
-        batch = step(*(_stacked([side[i] for i in pairs]) for side in (firsts, seconds)))
-        found |= zip(pairs, [batch] * len(pairs) if batch is None else batch.tensor_split(len(pairs)), strict=True)
-    return [found[i] for i in range(len(found))]
-
-
-def _stacked(messages: list[Message]) -> Message:
-    rows = [message for message in messages if message is not None]
-    return torch.cat(rows) if len(rows) > 1 else messages[0]
-
-
-def _descend(levels: list[_Level], messages: list[list[Message]], root: Tensor, children: Callable) -> list[Tensor]:
-    """Hidden symbols `(R, 2^l)` of levels l = 0..L-1, each pair chosen by `children(T, parent, left, right, node)`."""
-    hidden = [[root]]
-    for depth, level in enumerate(levels[:-1]):
-        families = zip(hidden[-1], messages[depth + 1][::2], messages[depth + 1][1::2], strict=True)
-        chosen = [children(level.T, *family, node) for node, family in enumerate(families, 2**depth)]
-        hidden.append([child for pair in chosen for child in pair])
-    return [torch.stack(nodes, 1) for nodes in hidden]
-
-
-# ------------------------------------------------------------------ one node
-
-
-class _Level(NamedTuple):
-    """The rules of a level, and their sums over an unseen child."""
-
-    T: Tensor  # T[a, b, c]
-    without_left: Tensor  # sum_b T[a, b, c], (a, c)
-    without_right: Tensor  # sum_c T[a, b, c], (a, b)
-
-    def mirrored(self) -> _Level:
-        """The same rules with left and right exchanged (a view)."""
-        return _Level(self.T.transpose(1, 2), self.without_right, self.without_left)
-
-
-def _up(level: _Level, contract: Contraction, left: Message, right: Message) -> Message:
-    """`u[a] = sum_bc T[a, b, c] left[b] right[c]`; the maximum in place of the sum with `_max_product`."""
-    if right is None:
-        return None if left is None else _times(left, level.without_right.T)
-    if left is None:
-        return _times(right, level.without_left.T)
-    by_pair = level.T.permute(1, 2, 0)
-    return contract(by_pair, left, right) if left.is_floating_point() else by_pair[left, right]
-
-
-def _down(level: _Level, alpha: Tensor, left: Message) -> Tensor:
-    """`alpha_right[c] = sum_ab alpha[a] left[b] T[a, b, c]`; for the left child, the level mirrored and u_right."""
-    if left is None:
-        return alpha @ level.without_left
-    if alpha.dim() == 1:
-        return _times(left, torch.tensordot(alpha, level.T, 1))
-    if left.is_floating_point():
-        return _sum_product(level.T, alpha, left)
-    return _times_matrix_of(level.T.transpose(0, 1), left, alpha)
-
-
-def _given_left(level: _Level, left: Message) -> Tensor:
-    """`sum_b left[b] T[a, b, c]` as `[r, a, c]`: what a left child leaves of the rules."""
-    if left is None:
-        return level.without_left
-    if not left.is_floating_point():
-        return level.T[:, left].transpose(0, 1)
-    v = left.shape[1]
-    return (left @ level.T.transpose(0, 1).reshape(v, v * v)).view(-1, v, v)
-
-
-def _posterior(alpha: Tensor, u: Message) -> Tensor:
-    if u is None:
-        return alpha
-    if not u.is_floating_point():
-        return torch.nn.functional.one_hot(u, alpha.shape[-1]).double()
-    return _normalised(alpha * u)[0]
-
-
-def _normalised(message: Tensor) -> tuple[Tensor, Tensor]:
-    """The message with sum one, and the logarithm of its sum; a row of zeros stays, with minus infinity."""
-    total = message.sum(-1, keepdim=True)
-    return message / total.where(total > 0, 1), total.squeeze(-1).log()
-
-
-# ------------------------------------------------------------------ products
-
-
-def _sum_product(tensor: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """`out[r, k] = sum_ij tensor[i, j, k] x[r, i] y[r, j]`, one matrix product for each i: `(R, v)`.
-
-    A piece of the factors (R, v) stays in the processor's cache, while the whole outer product (R, v^2) would travel
-    through memory; any permutation of the rules is a tensor of matrices that the product reads as they lie.
-    """
-    out = torch.zeros_like(y)
-    for part, x_part, y_part in _row_pieces(_entries(_MESSAGE_ENTRIES, y) // y.shape[1], out, x, y):
-        scaled = torch.empty_like(y_part)
-        for x_i, matrix in zip(x_part.T.contiguous(), tensor, strict=True):
-            torch.mul(x_i[:, None], y_part, out=scaled)
-            part.addmm_(scaled, matrix)
-    return out
-
-
-def _max_product(tensor: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """`out[r, k] = max_ij tensor[i, j, k] x[r, i] y[r, j]`, `(R, v)`."""
-    out = torch.zeros_like(y)
-    for part, x_part, y_part in _row_pieces(_entries(_CHUNK_ENTRIES, y) // (8 * y.shape[1] ** 2), out, x, y):
-        for x_i, matrix in zip(x_part.T, tensor, strict=True):
-            torch.maximum(part, (matrix.T * y_part[:, None]).amax(2).mul_(x_i[:, None]), out=part)
-    return out
-
-
-def _row_pieces(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(tensor.split(max(1, rows)) for tensor in tensors), strict=True)
-
-
-def _times(message: Tensor, matrix: Tensor) -> Tensor:
-    """`message @ matrix`, a look-up for a one-hot message."""
-    return message @ matrix if message.is_floating_point() else matrix[message]
-
-
-def _times_matrix_of(matrices: Tensor, symbols: Tensor, vectors: Tensor) -> Tensor:
-    """Row r is `vectors[r] @ matrices[symbols[r]]`: the rows are sorted, so that each symbol takes one product."""
-    order = symbols.argsort()
-    counts = symbols.bincount(minlength=len(matrices)).tolist()
-    groups = zip(vectors[order].split(counts), matrices, strict=True)
-    out = torch.empty_like(vectors)
-    out[order] = torch.cat([group @ matrix for group, matrix in groups])
-    return out
-
-
-def _draw(weights: Tensor, keys: Tensor, word: int) -> Tensor:
-    """A symbol with probability proportional to its weight, for each row `(R,)`, from that word of the row's stream."""
-    words = random_words(keys, torch.full_like(keys, word))
-    uniform = ((words >> 11) & (2**53 - 1)) * 2.0**-53
-    cumulative = weights.cumsum(1)
-    return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
 # ------------------------------------------------------------------ what the public functions share
 
 
-def _in_chunks(step: Callable[[slice], list[Tensor]], tokens: Tensor, v: int, entries: int) -> list[Tensor]:
-    """The results of `step` for all rows, which it gets in slices; the messages of a row hold `entries` numbers."""
-    message, chunk = _entries(_MESSAGE_ENTRIES, tokens), _entries(_CHUNK_ENTRIES, tokens)
-    rows = max(1, min(message // v, chunk // entries))
-    pieces = [step(slice(first, first + rows)) for first in range(0, max(1, len(tokens)), rows)]
-    return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+def _draw(weights: Tensor, keys: Tensor, word: Tensor) -> Tensor:
+    """A symbol with probability proportional to its weight, for each row `(R,)`, from that word of the row's stream."""
+    uniform = ((random_words(keys, word) >> 11) & (2**53 - 1)) * 2.0**-53
+    cumulative = weights.cumsum(1)
+    return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
-def _entries(sizes: dict[str, int], tensor: Tensor) -> int:
-    return sizes.get(tensor.device.type, sizes['cpu'])
-
-
-def _prepared(grammar: TreeGrammar, tokens: Tensor, name: str, device: Device) -> tuple[Tensor, list[_Level], Tensor]:
-    """On the device: the tokens, checked, the levels from the root down (held once if shared), and the prior."""
+def _tokens(grammar: TreeGrammar, tokens: Tensor, name: str, device: Device) -> Tensor:
+    """The tokens as int64 where inference runs, checked."""
     n = 2**grammar.L
     widths, meant = {
         'inputs': (range(n), f'(B, k), k < {n}'),
         'leaves': (range(n, n + 1), f'(B, {n})'),
         'last leaves': (range(1, n + 1), f'(B, m), 1 <= m <= {n}'),
+        'evidence': (range(n, n + 1), f'(B, {n}) or (B, {n}, {grammar.v})'),
     }[name]
     if tokens.dim() != 2 or tokens.shape[1] not in widths:
-        raise ValueError(f'{name} of shape {tuple(tokens.shape)} do not fit a tree of {n} leaves: give {meant}')
+        raise ValueError(f'{name} of shape {tuple(tokens.shape)}: for a tree of {n} leaves give {meant}')
     if tokens.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise ValueError(f'{name} of type {tokens.dtype} are no tokens: give integers')
-    device = torch.device(tokens.device if device is None else device)
-    tokens = tokens.to(device='cpu' if device.type == 'mps' else device, dtype=torch.int64)
-    wrong = tokens[(tokens < 0) | (tokens >= grammar.v)]
+        raise ValueError(f'{name} of type {tokens.dtype}: give tokens as integers')
+    tokens = tokens.to(device=_place(tokens, device), dtype=torch.int64)
+    lowest = -1 if name == 'evidence' else 0
+    wrong = tokens[(tokens < lowest) | (tokens >= grammar.v)]
     if len(wrong):
         raise ValueError(
-            f'{name} hold the token {wrong[0].item()}: use the symbols of the grammar, 0 to {grammar.v - 1}'
+            f'token {wrong[0].item()} in {name} is not a symbol of the grammar: use {lowest} to {grammar.v - 1}'
         )
-    rules = [grammar.level_rules(depth).to(tokens.device) for depth in range(1 if grammar.shared else grammar.L)]
-    levels = [_Level(T, T.sum(1), T.sum(2)) for T in rules] * (grammar.L if grammar.shared else 1)
-    return tokens, levels, grammar.prior.to(tokens.device)
+    return tokens
+
+
+def _likelihoods(grammar: TreeGrammar, evidence: Tensor, device: Device) -> tuple[Tensor, Tensor]:
+    """Evidence as tokens `(B, n)`, where all are known, or likelihoods `(B, n, v)` with sum one; the logarithm of
+    the factors that are left out `(B,)`."""
+    if evidence.dim() != 3:
+        tokens = _tokens(grammar, evidence, 'evidence', device)
+        if (tokens >= 0).all():
+            return tokens, torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
+        one_hot = torch.nn.functional.one_hot(tokens.clamp(min=0), grammar.v).double()
+        likelihoods = one_hot.where(tokens[:, :, None] >= 0, 1.0)
+    else:
+        n = 2**grammar.L
+        if evidence.shape[1:] != (n, grammar.v):
+            raise ValueError(
+                f'evidence of shape {tuple(evidence.shape)}: '
+                f'for a tree of {n} leaves give (B, {n}) or (B, {n}, {grammar.v})'
+            )
+        likelihoods = evidence.to(device=_place(evidence, device), dtype=torch.float64)
+        if not ((likelihoods >= 0) & (likelihoods < torch.inf)).all():
+            raise ValueError('evidence holds likelihoods that are negative, infinite or nan: use numbers from 0 up')
+    likelihoods, log_norms = normalised(likelihoods)
+    return likelihoods, log_norms.sum(1)
+
+
+def _place(tensor: Tensor, device: Device) -> torch.device:
+    """Where inference runs: the CPU in place of mps, which has no float64."""
+    place = torch.device(tensor.device if device is None else device)
+    return torch.device('cpu') if place.type == 'mps' else place
 
 
 def _check_possible(possible: Tensor, rows: slice) -> None:

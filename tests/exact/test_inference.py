@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -12,13 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from RLM_clean.datasets import RLM, TreeGrammar
-from RLM_clean.exact import inference
+from RLM_clean.exact import propagation
 from RLM_clean.exact.inference import (
     all_next_token_probs,
     ancestor_posteriors,
+    evidence_log_likelihood,
+    leaf_posteriors,
     log_likelihood,
     most_probable_tree,
     next_token_probs,
+    node_posteriors,
     sample_posterior,
     spine_posteriors,
 )
@@ -176,6 +180,90 @@ def test_posterior_of_every_symbol_is_exact_for_every_past(grammar: TreeGrammar)
         assert torch.equal(default, full)
 
 
+@exhaustive(*SMALL, examples=12)
+def test_posteriors_given_evidence_at_any_leaves_are_exact(grammar: TreeGrammar) -> None:
+    """Tokens of which some are unknown, the same as likelihoods, and likelihoods of any size, with zeros."""
+    v, n = grammar.v, 2**grammar.L
+    generator = torch.Generator().manual_seed(n)
+    table = joint(grammar)
+    leaves, _ = occurring(table, at_most=4)
+    known = torch.rand(leaves.shape, generator=generator) < 0.5
+    tokens = leaves.where(known, -1)
+    one_hot = torch.nn.functional.one_hot(leaves, v).double()
+    ones = torch.ones_like(one_hot)
+    vague = torch.rand(one_hot.shape, generator=generator, dtype=torch.float64) * 10.0 ** (3 * leaves[..., None] - 4)
+    vague = (vague * (torch.rand(one_hot.shape, generator=generator) < 0.7)) + one_hot
+    for evidence, likelihoods in (
+        (tokens, one_hot.where(known[..., None], ones)), (leaves, one_hot), (leaves * 0 - 1, ones), (vague, vague)
+    ):  # fmt: skip
+        found = node_posteriors(grammar, evidence)
+        assert torch.equal(leaf_posteriors(grammar, evidence), found[-1])
+        log_likelihoods = evidence_log_likelihood(grammar, evidence)
+        for row, weights in enumerate(likelihoods):
+            weight = weights[0]
+            for more in weights[1:]:
+                weight = weight[..., None] * more
+            assert_close(log_likelihoods[row], (table * weight).sum().log())
+            for depth, level in enumerate(found):
+                for i in range(2**depth):
+                    sums = torch.stack([(joint(grammar, (depth, i, a)) * weight).sum() for a in range(v)])
+                    assert_close(level[row, i], sums / sums.sum())
+
+
+def test_evidence_that_is_a_whole_sequence_or_a_past_gives_what_is_known_of_them() -> None:
+    grammar = random_grammar(6, 4, seed=3, zeros=0.3, shared=False)
+    leaves = grammar.sequences(0, 30)
+    assert_close(evidence_log_likelihood(grammar, leaves), log_likelihood(grammar, leaves))
+    for whole, part in zip(node_posteriors(grammar, leaves), ancestor_posteriors(grammar, leaves), strict=True):
+        assert torch.equal(whole, part)
+    for past in (1, 5, 8, 15):
+        seen = leaves.clone()
+        seen[:, past:] = -1
+        for found, expected in zip(
+            node_posteriors(grammar, seen), ancestor_posteriors(grammar, leaves, past=past), strict=True
+        ):
+            assert_close(found, expected)
+    seen[:, :10] = -1
+    assert_close(leaf_posteriors(grammar, seen)[:, 15], next_token_probs(grammar, leaves[:, 10:15]))
+
+
+def test_tiny_likelihoods_do_not_underflow() -> None:
+    grammar = random_grammar(4, 6, seed=1)
+    likelihoods = torch.rand(2, 64, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    assert_close(leaf_posteriors(grammar, likelihoods * 1e-200), leaf_posteriors(grammar, likelihoods))
+    tiny = evidence_log_likelihood(grammar, likelihoods * 1e-200)
+    factor = 64 * torch.tensor(1e-200, dtype=torch.float64).log()
+    torch.testing.assert_close(tiny, evidence_log_likelihood(grammar, likelihoods) + factor, rtol=1e-12, atol=0)
+
+
+def test_evidence_of_probability_zero_has_no_posterior_and_minus_infinity() -> None:
+    grammar = copying_grammar()
+    for evidence in (
+        torch.tensor([[0, -1, -1, -1], [0, -1, 1, -1]]),
+        torch.eye(3)[torch.tensor([[0] * 4, [0, 1, 0, 0]])],
+    ):
+        found = evidence_log_likelihood(grammar, evidence)
+        assert found[0] == pytest.approx(-math.log(3)) and found[1] == -math.inf
+        with pytest.raises(ValueError, match=r'^row 1 has probability zero'):
+            node_posteriors(grammar, evidence)
+
+
+@pytest.mark.parametrize(
+    ('evidence', 'message'),
+    [
+        (torch.tensor([[0, 1, -2, 2]]), 'token -2 in evidence is not a symbol of the grammar: use -1 to 2'),
+        (torch.zeros(2, 3, dtype=torch.int64), r'evidence of shape \(2, 3\): .* give \(B, 4\) or \(B, 4, 3\)'),
+        (torch.ones(2, 4, 2), r'evidence of shape \(2, 4, 2\): .* give \(B, 4\) or \(B, 4, 3\)'),
+        (-torch.ones(2, 4, 3), 'negative, infinite or nan: use numbers from 0 up'),
+        (torch.full((2, 4, 3), math.nan), 'negative, infinite or nan: use numbers from 0 up'),
+    ],
+)
+def test_evidence_that_does_not_fit_is_refused(evidence: Tensor, message: str) -> None:
+    for function in (node_posteriors, leaf_posteriors, evidence_log_likelihood):
+        with pytest.raises(ValueError, match=message):
+            function(copying_grammar(), evidence)
+
+
 @exhaustive(*LITERAL)
 def test_most_probable_tree_is_the_best_of_all_trees(grammar: TreeGrammar) -> None:
     levels, probs = all_trees(grammar)
@@ -229,7 +317,7 @@ def test_posterior_tree_is_a_function_of_seed_row_and_index_alone(monkeypatch: p
     other = sample_posterior(grammar, leaves, n=6, seed=4)
     assert not torch.equal(full[1], other[1])
     assert not torch.equal(full[1][0], full[1][1])
-    monkeypatch.setattr(inference, '_MESSAGE_ENTRIES', {'cpu': 7 * 4})
+    monkeypatch.setattr(propagation, '_MESSAGE_ENTRIES', {'cpu': 7 * 4})
     for whole, part in zip(full, sample_posterior(grammar, leaves[:9], n=2, seed=3), strict=True):
         assert torch.equal(whole[:2, :9], part)
 
@@ -258,7 +346,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, name: str, entri
         ]
 
     at_once = everything()
-    monkeypatch.setattr(inference, name, {'cpu': entries})
+    monkeypatch.setattr(propagation, name, {'cpu': entries})
     for whole, parts in zip(at_once, everything(), strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-13, atol=1e-13)
 
@@ -275,8 +363,8 @@ def test_the_nodes_of_a_level_go_through_its_rules_together(
         products.append(len(y))
         return _sum_product(tensor, x, y)
 
-    _sum_product = inference._sum_product
-    monkeypatch.setattr(inference, '_sum_product', counting)
+    _sum_product = propagation._sum_product
+    monkeypatch.setattr(propagation, '_sum_product', counting)
     all_next_token_probs(grammar, grammar.sequences(0, beside))
     assert len(products) <= 2 * 5
     assert sum(products) == beside * (2**6 - 2 * 6)  # contractions of v^3 in all, as documented
@@ -318,7 +406,7 @@ def test_impossible_sequence_is_an_error_that_names_the_first(
 ) -> None:
     leaves = torch.tensor([[0] * 4, [1] * 4, [2] * 4, [0, 0, 1, 0], [1] * 4, [0, 1, 0, 0]])
     for rows in (1000, 3, 2):
-        monkeypatch.setattr(inference, '_MESSAGE_ENTRIES', {'cpu': rows * 3})
+        monkeypatch.setattr(propagation, '_MESSAGE_ENTRIES', {'cpu': rows * 3})
         with pytest.raises(ValueError, match=r'^row 3 has probability zero'):
             function(copying_grammar(), leaves)
     function(copying_grammar(), leaves[:3])
@@ -341,11 +429,11 @@ def test_impossible_context_is_an_error_and_what_is_not_seen_does_not_count() ->
 @pytest.mark.parametrize(
     ('leaves', 'message'),
     [
-        (torch.tensor([[0, 1, 2, 3]]), 'hold the token 3: use the symbols of the grammar, 0 to 2'),
-        (torch.tensor([[0, 1, -1, 2]]), 'hold the token -1: use the symbols'),
-        (torch.zeros(2, 5, dtype=torch.int64), r'shape \(2, 5\) do not fit'),
-        (torch.zeros(4, dtype=torch.int64), r'shape \(4,\) do not fit'),
-        (torch.zeros(2, 4), 'type torch.float32 are no tokens'),
+        (torch.tensor([[0, 1, 2, 3]]), 'token 3 in .*leaves is not a symbol of the grammar: use 0 to 2'),
+        (torch.tensor([[0, 1, -1, 2]]), 'token -1 in .*leaves is not a symbol of the grammar: use 0 to 2'),
+        (torch.zeros(2, 5, dtype=torch.int64), r'leaves of shape \(2, 5\): for a tree of 4 leaves give'),
+        (torch.zeros(4, dtype=torch.int64), r'leaves of shape \(4,\): for a tree of 4 leaves give'),
+        (torch.zeros(2, 4), 'leaves of type torch.float32: give tokens as integers'),
     ],
 )
 def test_leaves_that_do_not_fit_are_refused(function: Callable, leaves: Tensor, message: str) -> None:
@@ -356,9 +444,9 @@ def test_leaves_that_do_not_fit_are_refused(function: Callable, leaves: Tensor, 
 def test_arguments_that_do_not_fit_are_refused() -> None:
     grammar = copying_grammar()
     leaves = torch.zeros(2, 4, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r'inputs of shape \(2, 4\) do not fit'):
+    with pytest.raises(ValueError, match=r'inputs of shape \(2, 4\): for a tree of 4 leaves give'):
         next_token_probs(grammar, leaves)
-    with pytest.raises(ValueError, match='inputs hold the token 7:'):
+    with pytest.raises(ValueError, match='token 7 in inputs is'):
         next_token_probs(grammar, torch.tensor([[0, 7]]))
     for past in (-1, 5):
         with pytest.raises(ValueError, match=f'past={past} '):
