@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from RLM_clean.config import Config
 from RLM_clean.runs.storage import REMEDY, UnreadableFileError
 
 Form = Any
@@ -63,11 +64,17 @@ def check(content: dict[str, Any], form: Form, path: Path) -> None:
         raise foreign(path, found)
 
 
-def check_rules(rules: Tensor, v: int, L: int, path: Path) -> None:
-    """Raises UnreadableFileError for rules that are not probabilities `(v, v, v)`, or `(L, v, v, v)` by level."""
-    shape = tuple(rules.shape)
-    if shape not in ((v, v, v), (L, v, v, v)):
-        raise foreign(path, f"'rules' have shape {shape}, not {(v, v, v)} or {(L, v, v, v)}")
+def check_rules(rules: Tensor, config: Config, path: Path) -> None:
+    """Raises UnreadableFileError for rules that are not probabilities, or do not have the shape of the options.
+
+    That is `(v, v, v)` for an RLM, `(L, v, v, v)` for an RHM, and either for a registered dataset.
+    """
+    v, shape = config.num_features, tuple(rules.shape)
+    shared: tuple[int, ...] = (v, v, v)
+    by_level: tuple[int, ...] = (config.num_layers, v, v, v)
+    allowed = {'rlm': (shared,), 'rhm': (by_level,)}.get(config.dataset, (shared, by_level))
+    if shape not in allowed:
+        raise foreign(path, f"'rules' have shape {shape}, not {' or '.join(str(s) for s in allowed)}")
     if rules.layout != torch.strided or not rules.is_floating_point():
         raise foreign(path, f"'rules' are {rules.dtype}, not torch.float32")
     # The second comparison is false for NaN.

@@ -59,7 +59,7 @@ class RunFiles:
         except ValueError as error:
             raise UnreadableFileError(f'{self.config} has options that do not work: {error}', damaged=False) from None
         if tensors:
-            contents.check_rules(content['rules'], config.num_features, config.num_layers, self.config)
+            contents.check_rules(content['rules'], config, self.config)
         return content
 
     def load_final(self, tensors: bool = True) -> dict[str, Any]:
@@ -73,6 +73,8 @@ class RunFiles:
         """The content of a checkpoint, checked: {outname}_t{step}.pt or {outname}_previous.pt."""
         content = load(path)
         contents.check(content, contents.CHECKPOINT, path)
+        if path not in (self.checkpoint(content['step']), self.previous):
+            raise contents.foreign(path, f'it is the checkpoint of step {content["step"]}')
         if 'resume' in content:
             contents.check_same_model(content['resume']['best'], content, path)
         return content
@@ -109,7 +111,7 @@ class RunFiles:
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in order."""
-        pattern = re.compile(re.escape(self.outname.name) + r'_t(\d+)\.pt')
+        pattern = re.compile(re.escape(self.outname.name) + r'_t(0|[1-9][0-9]*)\.pt')
         names = os.listdir(self.folder) if self.folder.is_dir() else []
         return sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))
 

@@ -26,7 +26,7 @@ except ImportError:  # Windows
 _PATIENCE, _INTERVAL = 0.3, 0.02
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
-_held: set[FileIO] = set()  # the files that this process has locked
+_locked: set[FileIO] = set()  # the open files that this process holds locks on
 
 
 class BusyError(ValueError):
@@ -45,11 +45,11 @@ def try_lock(path: Path, create: bool = False, patience: float = _PATIENCE) -> I
         # Open for writing: NFS gives exclusive locks only on files that can be written.
         with FileIO(path, 'a+' if create else 'r+') as file:
             if _lock(file) and _is_at(file, path):
-                _held.add(file)
+                _locked.add(file)
                 try:
                     yield file
                 finally:
-                    _held.discard(file)
+                    _locked.discard(file)
                 return
         if time.monotonic() >= end:
             break
@@ -124,8 +124,8 @@ def _is_at(file: FileIO, path: Path) -> bool:
 
 def _close_in_child() -> None:
     # A lock lasts as long as any process has the file open: the children of a fork must not keep it.
-    while _held:
-        _held.pop().close()
+    while _locked:
+        _locked.pop().close()
 
 
 if hasattr(os, 'register_at_fork'):

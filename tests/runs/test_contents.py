@@ -51,6 +51,7 @@ CONFIG: dict[str, tuple[Change, str]] = {
     'a floor of a word': (lambda x: x['floors'].update({1: (2.0, '0')}), 'floors[1][1] is a str, not a float'),
     'a window that is a text': (lambda x: x['floors'].update({'1': (2.0, 0.0)}), 'a key of floors is a str'),
     'rules of another shape': (lambda x: x.update(rules=x['rules'][:2]), "'rules' have shape (2, 8, 8), not (8, 8, 8)"),
+    'rules by level': (lambda x: x.update(rules=x['rules'].expand(2, 8, 8, 8)), "'rules' have shape (2, 8, 8, 8), not"),
     'rules of whole numbers': (lambda x: x.update(rules=x['rules'].long()), "'rules' are torch.int64"),
     'rules of complex numbers': (lambda x: x.update(rules=x['rules'] + 0j), "'rules' are torch.complex64"),
     'sparse rules': (lambda x: x.update(rules=x['rules'].to_sparse()), "'rules' are"),
@@ -61,6 +62,7 @@ CONFIG: dict[str, tuple[Change, str]] = {
 
 CHECKPOINT: dict[str, tuple[Change, str]] = {
     'no model': (lambda x: x.pop('model'), "it lacks 'model'"),
+    'another step': (lambda x: x.update(step=99), 'it is the checkpoint of step 99'),
     'a step that is a text': (lambda x: x.update(step='4'), 'step is a str, not an int'),
     'a record without lr': (lambda x: x['state'].pop('lr'), "state lacks 'lr'"),
     'records are a number': (lambda x: x['resume'].update(dynamics=3), "resume['dynamics'] is an int, not a list"),

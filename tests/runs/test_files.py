@@ -126,6 +126,7 @@ def test_other_runs_in_the_same_folder_are_left_alone(tmp_path: Path) -> None:
         train(tiny(tmp_path / name, max_iters=2))
     (tmp_path / 'run_t3.pt.bak').write_text('mine')
     (tmp_path / 'run_tx.pt').write_text('mine')
+    (tmp_path / 'run_t01.pt').write_text('mine')
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     RunFiles(tmp_path / 'run').remove()
     gone = {'run.pt', 'run_config.pt', 'run_log.jsonl', *(f'run_t{step}.pt' for step in (0, 1, 2))}
