@@ -345,15 +345,17 @@ def test_a_second_sigint_stops_at_once(tmp_path: Path) -> None:
 
 
 def test_a_signal_during_preparation_or_the_end_is_heard_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
     def signal_at_floors(line: str) -> None:
+        said.append(line)
         if line.startswith('best loss'):
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr('RLM_clean.plots.save_learning_curve', lambda *_: signal.raise_signal(signal.SIGTERM))
     whole, stopped = tiny(tmp_path / 'whole' / 'run'), tiny(tmp_path / 'stopped' / 'run')
     assert lifecycle.train(whole, quiet).status == 'done'
-    said: list[str] = []
-    outcome = lifecycle.train(stopped, lambda line: (said.append(line), signal_at_floors(line))[0])
+    outcome = lifecycle.train(stopped, signal_at_floors)
     assert (outcome.status, outcome.step, outcome.dynamics) == ('interrupted', 0, [])
     assert said[-1] == 'SIGTERM: stopped before step 1; the same command starts again from there'
     assert said[-2].startswith('best loss from 0 tokens')  # it stops at once, not when the floors are there
