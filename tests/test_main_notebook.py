@@ -27,6 +27,8 @@ RUNS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# Probes and samples are smaller than in the notebook.
+SMALLER = {'num_train=4096, num_test=2048': 'num_train=200, num_test=100', 'number=1024': 'number=100'}
 CELLS = [
     '\n'.join(line for line in cell.source.splitlines() if not line.startswith('%'))
     for cell in nbformat.read(ROOT / 'main_test.ipynb', as_version=4).cells
@@ -38,6 +40,8 @@ OF_THE_RUN = next(i for i, cell in enumerate(CELLS) if 'train_sweep(' in cell)
 
 def execute(cells: list[str], names: dict[str, Any]) -> None:
     for cell in cells:
+        for large, small in SMALLER.items():
+            cell = cell.replace(large, small)
         exec(compile(cell, 'main_test.ipynb', 'exec'), names)
 
 
@@ -67,6 +71,10 @@ def test_a_misspelt_run_is_an_error_and_trains_nothing(tmp_path: Path, monkeypat
     with pytest.raises(ValueError, match="outname='results/typo' has no file"):
         execute(["outname = 'results/typo'", CELLS[1]], {})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_made_smaller_is_in_the_notebook() -> None:
+    assert all(any(large in cell for cell in CELLS) for large in SMALLER)
 
 
 def test_no_cell_hides_its_errors() -> None:

@@ -1,4 +1,4 @@
-"""What is learnt from trained models: predictions, probes, generated sequences, and counts beside them."""
+"""Analysis of trained models: predictions, probes, generated sequences; and counts of tokens in samples."""
 
 from RLM_clean.analysis import counting, generation, predictions, probes
 

@@ -1,9 +1,9 @@
-"""What samples of sequences tell of their tokens: counts, frequencies, and entropies corrected for their bias.
+"""Counts and frequencies of tokens in samples of sequences, and entropies corrected for their bias.
 
-The entropy of observed frequencies is too low on average, by (m - 1) / 2N for N samples of m outcomes when N is much
-larger than m, and by more when it is not. Two corrections are offered by name:
+The entropy of observed frequencies is too low on average: by (m - 1) / 2N for N samples of m outcomes if N is much
+larger than m, and by more otherwise. There are two corrections:
 
-- 'miller-madow' adds that first order, with m the number of outcomes that were observed: G. A. Miller, Note on the
+- 'miller-madow' adds this first order, where m is the number of outcomes that were observed: G. A. Miller, Note on the
   bias of information estimates, in Information Theory in Psychology (1955).
 - 'grassberger' replaces the logarithm of each count by a function that is nearly unbiased for Poisson counts:
   P. Grassberger, Entropy estimates from insufficient samplings, arXiv:physics/0307138 (2003, revised 2008).
@@ -19,12 +19,12 @@ from torch import Tensor
 
 Correction = Literal['miller-madow', 'grassberger', 'none']
 
-# 8 bytes a count: 2 GiB.
+# 2 GiB at 8 bytes per count.
 _MAX_TABLE = 2**28
 
 
 def count_joint(sequences: Tensor, positions: Sequence[int], v: int) -> Tensor:
-    """How often each combination of symbols stands at the given positions, `(v,) * len(positions)` int64.
+    """How often each combination of symbols occurs at the given positions, `(v,) * len(positions)` int64.
 
     Sequences are `(N, n)` int64. Raises ValueError for positions outside 0..n - 1, symbols outside 0..v - 1, and
     tables that do not fit in memory.
@@ -39,7 +39,7 @@ def count_joint(sequences: Tensor, positions: Sequence[int], v: int) -> Tensor:
 def count_ngrams(sequences: Tensor, n: int, v: int) -> Tensor:
     """How often each n-gram occurs, anywhere in the sequences, `(v,) * n` int64.
 
-    Sequences are `(N, length)` int64, each giving length - n + 1 overlapping n-grams. Raises ValueError for n outside
+    Sequences are `(N, length)` int64, and each has length - n + 1 overlapping n-grams. Raises ValueError for n outside
     1..length, symbols outside 0..v - 1, and tables that do not fit in memory.
     """
     length = sequences.shape[1]
@@ -71,7 +71,7 @@ def empirical_entropy(counts: Tensor, correction: Correction = 'grassberger') ->
     """The entropy in nats of the distribution behind counts of any shape, `N = sum_k n_k`.
 
     - 'none': `-sum_k (n_k / N) ln(n_k / N)`
-    - 'miller-madow': the same plus `(m - 1) / 2N`, m the number of non-zero counts
+    - 'miller-madow': the same plus `(m - 1) / 2N`, where m is the number of non-zero counts
     - 'grassberger': `ln N - sum_k (n_k / N) G(n_k)`, `G(n) = psi(n) + (-1)^n (psi((n + 1) / 2) - psi(n / 2)) / 2`
 
     Raises ValueError for counts that sum to zero and for other corrections.
@@ -96,9 +96,9 @@ def empirical_entropy(counts: Tensor, correction: Correction = 'grassberger') ->
 def empirical_mutual_information(
     sequences: Tensor, i: int, j: int, v: int, correction: Correction = 'grassberger'
 ) -> float:
-    """`H(x_i) + H(x_j) - H(x_i, x_j)` in nats, each corrected for its bias, for sequences `(N, n)` int64.
+    """`H(x_i) + H(x_j) - H(x_i, x_j)` in nats, each entropy corrected for its bias, for sequences `(N, n)` int64.
 
-    Below zero by chance where the correction is more than what was seen: the bias is removed on average only.
+    The result can be below zero by chance, because the corrections remove the bias only on average.
 
     Raises ValueError for positions outside 0..n - 1, symbols outside 0..v - 1 and other corrections.
     """
@@ -109,7 +109,7 @@ def empirical_mutual_information(
 
 def _check_symbols(sequences: Tensor, v: int) -> None:
     if sequences.numel() == 0:
-        raise ValueError(f'sequences of shape {tuple(sequences.shape)} hold no token: count one sample or more')
+        raise ValueError(f'sequences of shape {tuple(sequences.shape)} contain no token: count one sample or more')
     low, high = sequences.min().item(), sequences.max().item()
     if not 0 <= low <= high < v:
         raise ValueError(f'v={v} does not cover symbols from {low} to {high}: use the vocabulary of the grammar')

@@ -1,7 +1,7 @@
-"""Inside a model: what its layers hold of the hidden symbols above x_n, and where its attention looks.
+"""Inside a model: what its layers know about the hidden symbols above x_n, and where its attention looks.
 
-A linear probe reads an ancestor of x_n off the activations at the last input position, by multinomial logistic
-regression. What it can reach at best is known exactly: the posterior of the ancestor given the tokens that the model
+A linear probe predicts an ancestor of x_n from the activations at the last input position, by multinomial logistic
+regression. The best possible probe is known exactly: the posterior of the ancestor given the tokens that the model
 sees. Divergences and entropies are in nats.
 
 G. Alain and Y. Bengio, Understanding intermediate layers using linear classifier probes, arXiv:1610.01644 (2016); for
@@ -25,17 +25,17 @@ from RLM_clean.models.transformer import Block
 from RLM_clean.runs.run import Run
 from RLM_clean.streams import random_permutation, stream_key
 
-# The penalty on the square of a probe's weights. They act on whitened activations, so it has no unit.
+# The penalty on the squared weights of a probe. It has no unit, because they act on whitened activations.
 L2 = 1e-3
-# Directions in which the activations vary by less than this fraction of their largest variance are rounding.
+# Directions whose variance is below this fraction of the largest one are rounding errors.
 _LEAST_VARIANCE = 1e-10
-# A fit ends when no entry of the gradient is larger (nats), or after so many iterations.
+# A fit ends when all entries of the gradient (nats) are smaller, or after this many iterations.
 _GRADIENT = 1e-5
 _MAX_ITERATIONS = 300
-# Sequences times tokens in one forward pass, and numbers in one chunk of posteriors (8 bytes each): bound the memory.
+# Sequences times tokens in one forward pass, and numbers in one chunk of posteriors (8 bytes each), to bound memory.
 _TOKENS_PER_PASS = 2**15
 _POSTERIOR_ENTRIES = 2**23
-# Shuffled controls take their permutation from the stream 'other' under this index.
+# The index of the permutation of the shuffled control in the stream 'other'.
 _SHUFFLE_INDEX = 1
 
 
@@ -44,11 +44,11 @@ _SHUFFLE_INDEX = 1
 
 @torch.no_grad()
 def activations(run: Run, model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
-    """What each layer holds at the last input position, {name: `(N, d)` float32}, from token indices `(N, T)`.
+    """The activations of each layer at the last input position, {name: `(N, d)` float32}, for tokens `(N, T)`.
 
-    Of a transformer the residual stream: 'embeddings', 'block 1', 'block 2', ...; the head reads the last one through
-    a norm. Of a fully connected network, which has no positions, its hidden layers: 'layer 1', ... Raises ValueError
-    for a model of another kind, whose layers are not known here.
+    For a transformer they are the residual stream: 'embeddings', 'block 1', 'block 2', ..., of which the head reads the
+    last one through a norm. For a fully connected network, which has no positions, they are the hidden layers:
+    'layer 1', ... Raises ValueError for any other model.
     """
     parts = [_activations(run, model, _model_inputs(run, x)) for x in _passes(inputs)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -78,15 +78,15 @@ def _activations(run: Run, model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def attention_weights(run: Run, model: nn.Module, inputs: Tensor) -> Tensor:
-    """Where each head looks: `(depth, N, H, T, T)`, `[l, r, h, i, j]` the weight of token j for the query of token i.
+    """Where each head looks: `(depth, N, H, T, T)`, whose `[l, r, h, i, j]` is the weight of token j for query i,
 
         softmax_j(q_i . k_j / sqrt(d / H)),   j <= i,
 
-    so that rows sum to one and nothing looks ahead. `inputs (N, T)` are token indices. A model that predicts x_n alone
-    uses only the last row of its last block. Raises ValueError for a model that is none of the library's transformers.
+    so that rows sum to one and no query looks ahead. `inputs (N, T)` are token indices. A model that predicts x_n alone
+    uses only the last row of its last block. Raises ValueError for a model that is not a transformer of the library.
     """
     if not isinstance(model, CLM):
-        raise ValueError(f'model={run.config.model!r} has no attention that is known here: use a transformer')
+        raise ValueError(f'model={run.config.model!r} has no known attention: use transformer_mlm or transformer_clm')
     x, maps = model.embed(_model_inputs(run, inputs)), []
     ahead = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
     for block in model.blocks:
@@ -129,13 +129,13 @@ def fit_probe(features: Tensor, targets: Tensor, num_classes: int, l2: float = L
 
         -(1/N) sum_r sum_a p_r(a) ln q_r(a) + (l2/2) |W|^2,     q_r = softmax(z_r W + b).
 
-    `targets` are classes `(N,)` or distributions over them `(N, num_classes)`, p_r being one-hot for a class. The
-    features are whitened first: z has mean zero and unit covariance, and directions without variance are left out. The
-    probe is therefore the same for all invertible linear maps of the features, whatever their basis and scale. The
-    penalty, which leaves the biases b free, is that of the prior N(0, 1/(N l2)) of each weight.
+    `targets` are classes `(N,)` or distributions over them `(N, num_classes)`; p_r is one-hot for a class. The features
+    are whitened first: z has mean zero and unit covariance, and directions without variance are left out. The probe
+    therefore does not depend on the basis and the scale of the features. The penalty on the weights corresponds to the
+    prior N(0, 1/(N l2)) of each of them; the biases b have none.
 
-    Full-batch L-BFGS from zero weights (D. C. Liu and J. Nocedal, Math. Program. 45, 503, 1989): no randomness. Raises
-    ValueError for sizes that do not fit.
+    The minimum is found by full-batch L-BFGS from zero weights, without randomness (D. C. Liu and J. Nocedal, Math.
+    Program. 45, 503, 1989). Raises ValueError for sizes that do not fit.
     """
     if len(features) != len(targets) or len(features) < 2:
         raise ValueError(f'{len(features)} features do not fit {len(targets)} targets: give as many, 2 or more')
@@ -189,9 +189,9 @@ class AncestorProbes:
         divergence: `E KL(exact posterior || probe)` in nats, the same keys and shapes.
         error: the standard errors of `divergence`.
         best_accuracy: of the exact posterior, `(L + 1,)`.
-        entropy: of the exact posterior, `(L + 1,)`; the cross-entropy of a probe is this and its divergence.
-        windows: {k: `E KL(exact posterior || posterior given the last k tokens)`, `(L + 1,)`}: what a layer that holds
-            no more than the last k tokens is left with.
+        entropy: of the exact posterior, `(L + 1,)`; the cross-entropy of a probe is the sum of this and its divergence.
+        windows: {k: `E KL(exact posterior || posterior given the last k tokens)`, `(L + 1,)`}: the least divergence for
+            a layer that depends on the last k tokens alone.
     """
 
     layers: list[str]
@@ -209,17 +209,17 @@ def probe_ancestors(
     """Linear probes of each ancestor of x_n in each layer of a run's model, with two controls.
 
     A probe is fitted to the activations at the last input position on `num_train` contexts of the stream 'other', and
-    measured on `num_test` contexts of the stream 'test'. Its targets are the exact posteriors `P(a_l | context)` in the
-    place of sampled ancestors: the expectation over the hidden symbols is taken exactly, in the fit as in the measure,
+    measured on `num_test` contexts of the stream 'test'. Its targets are the exact posteriors `P(a_l | context)`, not
+    sampled ancestors. The expectation over the hidden symbols is therefore exact, in the fit and in the measures
 
         accuracy E P(a_l = argmax_a q(a) | context),  divergence E KL(P(a_l | context) || q),
 
-    with the same minimum as sampled labels would have, and less noise. The posterior itself has the highest accuracy,
-    and divergence zero. All ancestors of x_n are those of x_(n-1) too: the two are siblings.
+    with the same minimum as for sampled labels, and less noise. The posterior itself has the highest accuracy and
+    divergence zero. The siblings x_n and x_(n-1) have the same ancestors.
 
-    'trained' is the model of `step` (the last one by default). The controls are 'untrained', the model of step 0, which
-    tells what random features allow, and 'shuffled', the trained one with targets that are permuted among the contexts
-    of the fit, which tells what a probe makes of nothing: at best the marginal of the ancestor, the window k = 0.
+    'trained' is the model at `step`, by default the last. There are two controls. 'untrained' is the model at step 0,
+    which shows what random features contain. 'shuffled' is the trained model with targets that are permuted among the
+    contexts of the fit, so that a probe can learn only the marginal of the ancestor, the window k = 0.
     """
     inputs = {'fit': _contexts(run, num_train, 'other'), 'test': _contexts(run, num_test, 'test')}
     posteriors = {name: _posteriors(run, x) for name, x in inputs.items()}

@@ -1,4 +1,4 @@
-"""Counts and corrected entropies of samples against literal loops and known distributions."""
+"""Counts and corrected entropies of samples agree with plain loops and known distributions."""
 
 import math
 from collections import Counter
@@ -93,7 +93,7 @@ def test_corrected_mutual_information_of_independent_tokens_is_zero_on_average()
     assert plain > 0.1 and abs(corrected) < plain / 10
 
 
-def test_what_cannot_be_counted_is_refused_by_name():
+def test_input_that_cannot_be_counted_is_an_error():
     with pytest.raises(ValueError, match=r'position=4 is outside sequences of 4 tokens: use 0 to 3'):
         counting.count_joint(sequences, [0, 4], 3)
     with pytest.raises(ValueError, match='position=-1'):
@@ -104,7 +104,7 @@ def test_what_cannot_be_counted_is_refused_by_name():
         counting.empirical_marginals(sequences, 2)
     with pytest.raises(ValueError, match='table of'):
         counting.count_ngrams(sequences, 4, 512)
-    with pytest.raises(ValueError, match='hold no token'):
+    with pytest.raises(ValueError, match='contain no token: count one sample or more'):
         counting.empirical_marginals(sequences[:0], 3)
     with pytest.raises(ValueError, match='all zero'):
         counting.empirical_entropy(torch.zeros(3))

@@ -43,7 +43,7 @@ def test_steps_are_those_with_weights_and_the_untrained_model_is_always_there(tm
     everything, ends = load_run(tmp_path / 'all'), load_run(tmp_path / 'ends')
     assert model_steps(everything) == everything.steps == [0, 1, 2, 3, 4, 6, 8]
     assert model_steps(everything, 3) == [0, 3, 8] and model_steps(everything, 50) == everything.steps
-    assert ends.steps == [] and model_steps(ends) == [0, 8]
+    assert ends.steps == [8] and model_steps(ends) == [0, 8]
     for step in (0, 8):
         states = [predictions.model_at(run, step).state_dict() for run in (everything, ends)]
         assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))

@@ -1,4 +1,4 @@
-"""Probes find what is planted and nothing else; attention maps are those that the model computes with."""
+"""Probes find what is planted and nothing else; attention maps are the ones that the model uses."""
 
 from __future__ import annotations
 
@@ -92,17 +92,17 @@ def test_an_attention_weight_is_the_softmax_of_scaled_products() -> None:
 
 def test_a_fully_connected_network_has_no_attention() -> None:
     run = run_of(RLM(v=5, L=2, beta=1.0), model='fcn')
-    with pytest.raises(ValueError, match="model='fcn' has no attention that is known here: use a transformer"):
+    with pytest.raises(ValueError, match="model='fcn' has no known attention: use transformer_mlm or"):
         attention_weights(run, run.model(), torch.zeros(1, 3, dtype=torch.int64))
 
 
-def test_a_registered_model_is_refused_with_a_remedy() -> None:
-    """Its layers are its own: so is what can be probed."""
+def test_a_registered_model_is_an_error_with_a_remedy() -> None:
+    """Its layers are not known here."""
     grammar = RLM(v=5, L=2, beta=1.0)
     run = run_of(grammar, Best(grammar))
     with pytest.raises(ValueError, match=r'the layers of model=.* are not known: use .* or probes\.fit_probe on'):
         probe_ancestors(run, num_train=20, num_test=20)
-    with pytest.raises(ValueError, match='has no attention that is known here'):
+    with pytest.raises(ValueError, match='has no known attention'):
         attention_weights(run, run.model(), torch.zeros(1, 3, dtype=torch.int64))
 
 
@@ -163,7 +163,7 @@ def test_a_probe_of_features_that_never_vary_is_the_marginal() -> None:
     torch.testing.assert_close(found, torch.tensor([[0.75, 0.25]], dtype=torch.float64), rtol=0, atol=1e-6)
 
 
-def test_sizes_that_do_not_fit_are_refused() -> None:
+def test_sizes_that_do_not_fit_are_an_error() -> None:
     with pytest.raises(ValueError, match='3 features do not fit 2 targets'):
         fit_probe(torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64), 2)
     with pytest.raises(ValueError, match='targets over 3 classes do not fit num_classes=2'):

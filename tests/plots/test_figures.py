@@ -244,7 +244,8 @@ def test_a_run_leaves_its_curve_and_its_excess_in_one_picture(tmp_path: Path) ->
 
 def test_rule_maps_draw_the_probabilities_and_the_least_colour_for_what_is_below() -> None:
     rules = RHM_SMALL.level_rules(1)
-    for a, axes in zip((0, 3), plots.rule_maps(RHM_SMALL, [0, 3], level=1).axes[:2], strict=True):
+    figure: Any = plots.rule_maps(RHM_SMALL, [0, 3], level=1)
+    for a, axes in zip((0, 3), figure.axes[:2], strict=True):
         (image,) = axes.get_images()
         np.testing.assert_allclose(image.get_array(), rules[a].clamp(min=1e-5))
         assert image.norm.vmin == 1e-5 and image.norm.vmax == 1
