@@ -14,6 +14,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -279,12 +280,18 @@ def _kind(field: dataclasses.Field[Any]) -> type:
 _REMEDIES = {'expected one argument': 'give it a value', 'ignored explicit argument': 'give it without a value'}
 
 
+# How long a process of several waits for process 0 to say what is wrong.
+_SECONDS_TO_SAY_WHY = 20.0
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line on standard error and status 2, without the usage."""
         message += ''.join(f': {remedy}' for found, remedy in _REMEDIES.items() if found in message)
-        if os.environ.get('RANK', '0') == '0':  # of several processes on one run, one says it
+        if os.environ.get('RANK', '0') == '0':
             print(f'{self.prog}: error: {message}', file=sys.stderr)
+        else:  # of several processes on one run, one says it; torchrun ends all of them as soon as one has ended
+            time.sleep(_SECONDS_TO_SAY_WHY)
         sys.exit(2)
 
 

@@ -25,8 +25,8 @@ from RLM_clean.training import machine
 from RLM_clean.training.distributed import DistributedUpdate
 
 RUN: dict[str, Any] = {**TINY, 'max_iters': 300, 'lr': 0.05}
-# How long the processes of a run may go on after one of them has failed.
-SECONDS_TO_END = 20
+# By then the processes of a run have begun, failed and ended; some ten seconds on a quiet machine.
+SECONDS_TO_END = 60
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason='torch has no distributed')
 slow = pytest.mark.slow
@@ -187,10 +187,8 @@ def start(folder: Path, failure: dict[str, Any], words: Sequence[str], agent: bo
 
 
 def errors_of(processes: list[subprocess.Popen]) -> list[str]:
-    """What each process said on standard error; all end soon after the first."""
+    """What each process said on standard error. Raises TimeoutExpired where one does not end."""
     try:
-        while all(process.poll() is None for process in processes):
-            time.sleep(0.05)
         return [process.communicate(timeout=SECONDS_TO_END)[1] for process in processes]
     finally:
         for process in processes:
