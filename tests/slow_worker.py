@@ -10,7 +10,6 @@ from unittest import mock
 from torch import Tensor
 
 from RLM_clean.sweep import worker
-from RLM_clean.training import lifecycle
 from RLM_clean.training.ensemble import Ensemble
 from RLM_clean.training.loop import DivergedError, Trainer
 
@@ -18,7 +17,7 @@ from RLM_clean.training.loop import DivergedError, Trainer
 PACE = 0.05
 
 
-def work(folder: str, execution: dict[str, Any], part: tuple[int, int]) -> bool:
+def work(folder: str, **kinds: Any) -> bool:
     """As `worker.work`, slowly, and without pictures."""
     update, advance = Trainer.update, Ensemble.advance
 
@@ -33,6 +32,6 @@ def work(folder: str, execution: dict[str, Any], part: tuple[int, int]) -> bool:
     with (
         mock.patch.object(Trainer, 'update', slow_update),
         mock.patch.object(Ensemble, 'advance', slow_advance),
-        mock.patch.object(lifecycle, 'save_learning_curve'),
+        mock.patch('RLM_clean.plots.save_learning_curve'),
     ):
-        return worker.work(folder, execution, part)
+        return worker.work(folder, **kinds)

@@ -18,15 +18,15 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import torch
 from documents import blocks
 from helpers import ROOT
-from small_runs import TINY, difference, read_log
+from small_runs import TINY
+from small_sweeps import assert_finished
 
 from RLM_clean.config import Config
 from RLM_clean.runs.files import RunFiles
 from RLM_clean.sweep import slurm, worker
-from RLM_clean.sweep.__main__ import group_limit, main
+from RLM_clean.sweep.__main__ import main
 from RLM_clean.sweep.plan import Plan, read_plan, save_plan
 from RLM_clean.sweep.slurm import Resources
 from RLM_clean.sweep.states import last_record
@@ -67,19 +67,19 @@ class Sweep:
         self.plan, self.job = plan, job
 
     @classmethod
-    def make(cls, folder: Path, runs: int, max_iters: int, group: int = 1) -> Sweep:
-        """A sweep over `runs` repetitions of a tiny run, in groups of a size."""
+    def make(cls, folder: Path, runs: int, max_iters: int) -> Sweep:
+        """A sweep over `runs` repetitions of a tiny run."""
         options = {name: value for name, value in TINY.items() if name not in EXECUTION} | {'max_iters': max_iters}
         folder.mkdir()
-        plan = Plan(folder, (), options, repetitions=runs, execution=EXECUTION).grouped(group, lambda config: group)
+        plan = Plan(folder, (), options, repetitions=runs, execution=EXECUTION)
         save_plan(plan)
         return cls(plan)
 
-    def launch(self, workers: int, work: str = 'slow_worker:work', **resources: Any) -> Sweep:
-        """Submits workers whose runs take 0.05 seconds a step or more."""
+    def launch(self, workers: int, work: str = 'slow_worker:work', group: int = 1, **resources: Any) -> Sweep:
+        """Submits workers whose groups take 0.05 seconds a step or more."""
         asked = Resources(**{'minutes': 10, 'memory': 0, **resources})
         with mock.patch.object(slurm, '_WORK', work):
-            self.job = slurm.launch(self.plan, workers, asked)
+            self.job = slurm.launch(self.plan, workers, group, asked)
         return self
 
     def said(self, task: int | None = None) -> str:
@@ -93,7 +93,7 @@ class Sweep:
 
     def wait_for_step(self, step: int) -> None:
         """Waits until all runs have a record of this step or a later one."""
-        logs = [RunFiles(member.config.outname).log for member in self.plan.members]
+        logs = [RunFiles(run.config.outname).log for run in self.plan.runs]
         self._wait(lambda: all((last_record(log) or {'t': -1})['t'] >= step for log in logs), f'step {step}')
 
     def wait(self) -> None:
@@ -112,24 +112,9 @@ class Sweep:
             assert time.monotonic() < end, f'waited in vain for {what}:\n{self.said()}\n{errors}'
             time.sleep(0.1)
 
-    def assert_undisturbed(self, tmp_path: Path) -> None:
-        """All runs are there, each as this process trains it: the same files, but for the time they took."""
-        assert self.plan.group is not None
-        shape = self.plan.members[0].config
-        calm = Sweep.make(tmp_path / 'calm', len(self.plan.members), shape.max_iters, self.plan.group)
-        with mock.patch.object(lifecycle, 'save_learning_curve'):
-            assert worker.work(calm.plan.folder, EXECUTION)
-        for mine, other in zip(self.plan.members, calm.plan.members, strict=True):
-            assert difference(_contents(mine.config.outname), _contents(other.config.outname)) is None
-
-
-def _contents(outname: str) -> dict[str, Any]:
-    files = RunFiles(outname)
-    found: dict[str, Any] = {'log': read_log(files)}
-    for path in sorted(files.folder.glob(f'{files.outname.name}*.pt')):
-        found[path.name] = torch.load(path, weights_only=True)
-    assert files.final.name in found
-    return found
+    def assert_finished(self, tmp_path: Path, exact: bool = True) -> None:
+        """All runs are there, each as this process trains it."""
+        assert_finished(self.plan, tmp_path / 'alone', exact)
 
 
 def command(*words: str) -> None:
@@ -163,9 +148,9 @@ def test_an_array_trains_each_run_once(
     assert job is not None
     sweep = Sweep(read_plan('sweep', EXECUTION), job[1])
     sweep.wait()
-    assert all(sweep.said().count(f'{member.name}: taken') == 1 for member in sweep.plan.members)
+    assert all(sweep.said().count(f'{run.name}: taken') == 1 for run in sweep.plan.runs)
     assert all(': taken' in sweep.said(task) for task in (0, 1))
-    sweep.assert_undisturbed(tmp_path)
+    sweep.assert_finished(tmp_path)
 
 
 @pytest.mark.slow
@@ -173,9 +158,9 @@ def test_an_array_trains_each_run_once(
 def test_a_task_that_is_asked_to_make_room_saves_and_is_requeued_and_goes_on(tmp_path: Path) -> None:
     """By hand, by submitit's own signal, or by an administrator: then it is SLURM that requeues it.
 
-    The groups are shared out, so that each task comes back to its own.
+    Each task has its own part of the runs, so that it comes back to them.
     """
-    sweep = Sweep.make(tmp_path / 'sweep', runs=6, max_iters=160, group=2).launch(3, split=True)
+    sweep = Sweep.make(tmp_path / 'sweep', runs=6, max_iters=160).launch(3, group=2, split=True)
     ways = (('scancel', '--signal=USR1'), ('scancel', '--signal=USR2'), ('scontrol', 'requeue'))
     sweep.wait_for_step(20)
     for task, way in enumerate(ways):
@@ -186,9 +171,9 @@ def test_a_task_that_is_asked_to_make_room_saves_and_is_requeued_and_goes_on(tmp
         said = sweep.said(task)
         assert said.count(': interrupted at step') == said.count('going on from step') == 2
         assert said.count(': taken') == 4
-        assert all(said.count(f' {member.name}: taken') == 2 for member in sweep.plan.groups[task])
+        assert all(said.count(f' {run.name}: taken') == 2 for run in sweep.plan.runs[task::3])
         assert (f'{sweep.job}_{task} is requeued' in said) == (way[0] == 'scancel')
-    sweep.assert_undisturbed(tmp_path)
+    sweep.assert_finished(tmp_path, exact=False)
 
 
 @pytest.mark.slow
@@ -199,10 +184,10 @@ def test_a_task_that_is_cancelled_saves_and_does_not_come_back(tmp_path: Path) -
     command('scancel', sweep.job)
     sweep.wait()
     assert ': interrupted at step' in sweep.said() and 'saved, and not requeued from here' in sweep.said()
-    assert not RunFiles(sweep.plan.members[0].config.outname).final.exists()
+    assert not RunFiles(sweep.plan.runs[0].config.outname).final.exists()
     sweep.launch(1).wait()  # another job
     assert 'going on from step' in sweep.said()
-    sweep.assert_undisturbed(tmp_path)
+    sweep.assert_finished(tmp_path)
 
 
 @pytest.mark.slow
@@ -232,7 +217,7 @@ def test_a_task_that_is_out_of_time_is_requeued_and_goes_on_as_often_as_it_takes
     # second spends six waiting in the queue.
     assert said.count('is requeued') == said.count('going on from step') >= 2
     assert 'CANCELLED' not in said and said.count('step    0/') == said.count('done at step 1200') == 1
-    out_of_time.assert_undisturbed(tmp_path)
+    out_of_time.assert_finished(tmp_path)
 
 
 @pytest.mark.slow
@@ -247,7 +232,7 @@ def test_tasks_that_are_preempted_are_requeued_and_go_on(out_of_time: Sweep, tmp
     sweep.wait()
     for task in range(2):
         assert sweep.said(task).count('is requeued') == sweep.said(task).count('going on from step') == 1
-    sweep.assert_undisturbed(tmp_path)
+    sweep.assert_finished(tmp_path)
 
 
 @pytest.mark.slow
@@ -282,13 +267,14 @@ def test_the_documented_script_of_one_large_run_saves_and_is_requeued_and_goes_o
     wait_until(files.final.exists)
     said = (tmp_path / 'said.txt').read_text()
     assert said.count('SIGTERM: saved at step') == said.count('going on from step') == 1
-    with mock.patch.object(lifecycle, 'save_learning_curve'):
+    with mock.patch('RLM_clean.plots.save_learning_curve'):
         lifecycle.train(Config(outname=str(tmp_path / 'one'), **options), lambda line: None)
-    for record, other in zip(read_log(files), read_log(RunFiles(tmp_path / 'one')), strict=True):
+    for record, other in zip(files.read_log(), RunFiles(tmp_path / 'one').read_log(), strict=True):
         assert record['testloss'] == pytest.approx(other['testloss'], rel=1e-4)
 
 
-def test_what_slurm_refuses_is_told_in_one_line(
+@pytest.mark.slow
+def test_what_slurm_refuses_is_reported_in_one_line(
     cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sweep = Sweep.make(tmp_path / 'sweep', runs=1, max_iters=1)
@@ -311,7 +297,7 @@ def test_a_task_whose_time_is_too_short_for_a_step_does_not_come_back(
     (tmp_path / 'run_config.pt').touch()
     (tmp_path / 'run_t0.pt').touch()
 
-    def work(*_: Any) -> bool:
+    def work(*_: Any, **__: Any) -> bool:
         (tmp_path / 'other_config.pt').touch()
         if trains:
             (tmp_path / 'run_t8.pt').touch()
@@ -324,7 +310,7 @@ def test_a_task_whose_time_is_too_short_for_a_step_does_not_come_back(
     monkeypatch.setattr(worker, 'work', work)
     before = signal.getsignal(signal.SIGUSR2)
     try:
-        end = slurm.run_task('RLM_clean.worker:work', str(tmp_path), EXECUTION, (1, 1), notice=20)
+        end = slurm.run_task(slurm._WORK, str(tmp_path), {'execution': EXECUTION}, notice=20)
     except SystemExit:
         end = 'comes back'
     finally:
@@ -353,15 +339,6 @@ def test_a_sweep_that_cannot_be_submitted_is_not_begun(
     assert not (tmp_path / 'sweep').exists()
 
 
-def test_groups_are_chosen_for_what_the_tasks_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not for the machine that submits them: a login node has no GPU."""
-    config = Config(outname='run', num_features=128, device='cpu')
-    few = group_limit({'device': 'cpu'}, Resources(memory=0.1), most=False)(config)
-    some = group_limit({'device': 'cpu'}, Resources(memory=8), most=False)(config)
-    many = group_limit({}, Resources(gpus=1), most=False)(config)
-    assert 1 == few < some < many
-
-
 @pytest.mark.parametrize(
     'options',
     ({'minutes': 0}, {'minutes': 1.5}, {'memory': -1}, {'memory': float('nan')}, {'gpus': -1}, {'cpus': 0},
@@ -374,7 +351,7 @@ def test_resources_that_make_no_sense_are_refused(options: dict[str, Any]) -> No
         Resources(**options)
 
 
-def test_what_is_missing_is_told_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = Sweep.make(tmp_path / 'sweep', runs=1, max_iters=1)
     monkeypatch.setattr(slurm.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(ValueError, match='needs a package that is missing: pip install submitit'):
@@ -388,6 +365,35 @@ def test_what_is_missing_is_told_with_its_remedy(tmp_path: Path, monkeypatch: py
 
 def test_a_task_loads_nothing_slow_before_it_hears_signals() -> None:
     """`run_task` hears them from its first line on: what its module loads comes before."""
-    loads = 'import sys, RLM_clean.slurm; print("torch" in sys.modules, "numpy" in sys.modules)'
+    loads = 'import sys, RLM_clean.sweep.slurm; print("torch" in sys.modules, "numpy" in sys.modules)'
     run = subprocess.run([sys.executable, '-c', loads], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout == 'False False\n'
+
+
+@pytest.mark.parametrize('split', [False, True])
+def test_each_task_of_an_array_is_a_worker_of_the_same_sweep(
+    split: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its own part of the runs where nodes do not see each other's locks."""
+    submitit = pytest.importorskip('submitit')
+    sweep = Sweep.make(tmp_path / 'sweep', runs=4, max_iters=1)
+    monkeypatch.setattr(slurm, 'check', lambda: None)
+    executor = mock.Mock()
+    executor.map_array.return_value = [mock.Mock(job_id='9_0')]
+    monkeypatch.setattr(submitit, 'SlurmExecutor', mock.Mock(return_value=executor))
+    assert slurm.launch(sweep.plan, 2, 3, Resources(split=split)) == '9'
+    task, works, folders, tasks, notices = executor.map_array.call_args.args
+    assert (task, set(works), set(folders)) == (slurm.run_task, {slurm._WORK}, {str(sweep.plan.folder)})
+    assert set(notices) == {120}
+    common = {'execution': EXECUTION, 'group': 3}
+    shares = [{'part': (1, 2)}, {'part': (2, 2)}] if split else [{'workers': 2}] * 2
+    assert list(tasks) == [{**common, **share} for share in shares]
+    called: list[Any] = []
+    monkeypatch.setattr(worker, 'work', lambda folder, **kinds: called.append((folder, kinds)) or True)
+    assert [slurm.run_task(*words) for words in zip(works, folders, tasks, notices, strict=True)] == ['done'] * 2
+    assert called == list(zip(folders, tasks, strict=True))
+
+
+def test_a_job_finds_the_package_from_any_folder() -> None:
+    setup = slurm._parameters(Path('sweep'), Resources())['setup'][0]
+    assert setup.startswith(f'export PYTHONPATH={ROOT}$')
