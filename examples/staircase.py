@@ -64,7 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if train(Config(outname=outname, **values)).status == 'interrupted':
             return
         run = load_run(outname)
-        assert run.floors is not None and run.entropy is not None
         plots.learning_curve(run.dynamics, run.floors, run.entropy, plots.run_title(run.config), axes)
     style.save(panels[0].figure, picture)
     print(f'the figure is {picture}')
