@@ -1,0 +1,1 @@
+"""Files of the version before the packages, and what makes them."""
