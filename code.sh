@@ -3,18 +3,15 @@
 #
 #   bash code.sh
 #   beta=1.5 max_iters=2000 rep=2 bash code.sh
+#   bash code.sh --beta 1.5 --max_iters 2000 --rep 2
 #
-# A run that is complete is not trained again, one that was interrupted goes on; resume=restart begins anew.
+# A run that is complete is not trained again, and one that was interrupted goes on; resume=restart begins anew.
 #
 # Several values of a variable, or repetitions, make a sweep of runs (docs/sweeps.md):
 #
 #   beta="0.8 1.2 1.8" num_features="32 64" repetitions=8 bash code.sh
 set -euo pipefail
 cd "$(dirname "$0")"
-if [ $# -gt 0 ]; then
-    echo "error: code.sh takes no arguments, but got '$1': set variables, as in beta=1.5 bash code.sh" >&2
-    exit 2
-fi
 
 # ---- machine
 device=${device:-auto}                  # auto (cuda, mps or cpu, the first there is), cpu, cuda, cuda:1, mps
@@ -76,90 +73,39 @@ tensorboard=${tensorboard:-0}           # 1: curves for TensorBoard too
 resume=${resume:-auto}                  # auto, require or restart
 results_dir=${results_dir:-results}     # relative to the folder of this script
 rep=${rep:-1}                           # the number of a repetition, part of the name
+outname=${outname:-}                    # path of the files; empty: results_dir and a name made from the options
 
 # ---- sweeps: several values are separated by spaces; first..last:number is a range, 1e-4..1e-1:7log one by factors
 repetitions=${repetitions:-}            # repeat each run with so many other seeds
-vary=${vary:-rules,sample,model}        # the seeds that do
-seed=${seed:-0}                         # what they are derived from
+vary=${vary:-rules,sample,model}        # the seeds that differ
+seed=${seed:-0}                         # the number that they derive from
 workers=${workers:-auto}                # processes; auto: as many as the cores or the GPUs allow
-launcher=${launcher:-local}             # local or slurm, which takes partition, minutes, memory, gpus, cpus and notice
-dry_run=${dry_run:-0}                   # 1: only list the runs, and how long they will take
+dry_run=${dry_run:-0}                   # 1: list what would run, and write nothing
+launcher=${launcher:-local}             # local, or slurm: then each worker asks for what follows; empty: its default
+partition=${partition:-}
+minutes=${minutes:-}
+memory=${memory:-}
+gpus=${gpus:-}
+cpus=${cpus:-}
+notice=${notice:-}
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-names=(device threads compile dtype dataset num_features num_layers beta num_synonyms regime train_size batch_size
-    accumulation test_size input_format whitening model depth embedding_dim num_heads ffwd_size dropout objective optim
-    lr momentum weight_decay grad_clip scheduler warmup_time decay_time max_iters max_epochs loss_threshold seed_rules
-    seed_sample seed_model print_freq save_freq resume)
-switches=(deterministic tie_weights checkpoints tensorboard)
-
-for name in seed_rules seed_sample seed_model; do
-    if [ "${!name}" = random ]; then
-        printf -v "$name" %d "$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')"
-        echo "$name=${!name}"
-    fi
-done
-
-several() { [[ $1 == *[[:space:]]* || $1 == *..*:* ]]; }
-
-grid=()
-varied=
-for name in "${names[@]}" num_tokens "${switches[@]}"; do
-    if several "${!name}"; then
-        set -f # a value is no pattern of files
-        values=(${!name})
-        set +f
-        grid+=(--grid "$name=$(IFS=, && echo "${values[*]}")")
-        varied+=_$name
-    fi
-done
-[ -n "$varied$repetitions" ] && sweep=1 || sweep=
-
-if [ -z "$num_tokens" ] && [ -z "$sweep" ]; then
-    # a depth that is no small number is left to main.py, which says what is wrong with it
-    [[ $num_layers =~ ^[1-9][0-9]?$ ]] && num_tokens=$((2 ** num_layers)) || num_tokens=2
+if [ "${1:-}" = --help ]; then
+    sed '/^# -----/,$d' "${0##*/}"
+    exit
 fi
 
-# 2.0 and 2 are the same language, and have the same name
-[[ $beta =~ ^[0-9]+\.?[0-9]*$ ]] && rules=b$(LC_ALL=C printf %g "$beta") || rules=b$beta
-[ "$dataset" = rhm ] && rules=m$num_synonyms
-if [ -n "$sweep" ]; then
-    # what all runs share, then what varies
-    several "$dataset" && run=languages || run=$dataset
-    several "$num_features" && size= || size=$num_features
-    several "$num_layers" || size+=L$num_layers
-    run+=${size:+_$size}
-    several "$rules" || run+=_$rules
-    several "$train_size" || run+=_ts$train_size
-    run+=_${rep}_over${varied:-_seeds}
-else
-    run=${dataset}_${num_features}L${num_layers}_${rules}_ts${train_size}_$rep
-fi
-outname=${outname:-$results_dir/$run}
+# RLM_clean/sweep/script.py reads these variables and the arguments, and starts one run or a sweep.
+variables=()
+while IFS= read -r line; do
+    [[ $line =~ ^([a-z_]+)=\$\{ ]] && name=${BASH_REMATCH[1]} && variables+=("$name=${!name}")
+done <"${0##*/}"
 
 source ./environment.sh
-find_python requirements.txt "torch, numpy, matplotlib, tqdm"
-
-options=("--outname=$outname")
-[ -n "$num_tokens" ] && names+=(num_tokens)
-for name in "${names[@]}"; do
-    several "${!name}" || options+=("--$name=${!name}")
-done
-for name in "${switches[@]}"; do
-    case ${!name} in
-        1 | true | yes) options+=("--$name") ;;
-        0 | false | no) options+=("--no-$name") ;;
-        *" "*) ;;
-        *) echo "error: $name=${!name} is neither 1 nor 0: use one of them" >&2 && exit 2 ;;
-    esac
-done
-
-if [ -n "$sweep" ]; then
-    [ -n "$repetitions" ] && grid+=("--repetitions=$repetitions" "--vary=$vary" "--seed=$seed")
-    [ "$launcher" = slurm ] && for name in partition minutes memory gpus cpus notice; do
-        [ -z "${!name:-}" ] || grid+=("--$name=${!name}")
-    done
-    [ "$dry_run" = 1 ] && grid+=(--dry-run)
-    exec "$python" -m RLM_clean.sweep "${options[@]}" "${grid[@]}" "--workers=$workers" "--launcher=$launcher"
+if [ $# -gt 0 ]; then
+    # A misspelt option is refused before anything is installed.
+    base=$(newer_python) && "$base" -m RLM_clean.sweep.script --check "${variables[@]}" -- "$@" || exit 2
 fi
-exec "$python" RLM_clean/main.py "${options[@]}"
+find_python requirements.txt "torch, numpy, matplotlib, tqdm"
+exec "$python" -m RLM_clean.sweep.script "${variables[@]}" -- "$@"

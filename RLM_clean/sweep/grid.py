@@ -22,7 +22,8 @@ from RLM_clean.config import DEFAULTS, EXECUTION, format_value, similar
 # A sweep varies neither the name of a run nor how it is computed.
 _FIXED = EXECUTION | {'outname'}
 _RANGE = re.compile(r'(?P<first>[^:]+?)\.\.(?P<last>[^:]+):(?P<number>[^:]*?)(?P<log>log)?')
-_SWITCHES = {'1': True, 'true': True, 'yes': True, '0': False, 'false': False, 'no': False}
+# What the command line and the variables of code.sh take for a switch.
+SWITCHES = {'1': True, 'true': True, 'yes': True, '0': False, 'false': False, 'no': False}
 _KIND_NAMES = {int: 'a whole number', float: 'a number', bool: 'true or false'}
 _MOST_VALUES = 1000
 
@@ -126,7 +127,7 @@ def _read_value(name: str, text: str) -> Any:
     try:
         if text == '':
             raise ValueError
-        return _SWITCHES[text.lower()] if kind is bool else kind(text)
+        return SWITCHES[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError):
         raise ValueError(f'{name}={text!r} is not {_KIND_NAMES.get(kind, "a value")}: give one') from None
 

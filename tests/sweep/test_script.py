@@ -1,0 +1,310 @@
+"""From the variables and the arguments of code.sh to one run or a sweep, and its name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ROOT, SMALL
+
+from RLM_clean import main as run_module
+from RLM_clean.config import Config, from_arguments
+from RLM_clean.runs.files import RunFiles
+from RLM_clean.sweep import __main__ as sweep_module
+from RLM_clean.sweep import script
+from RLM_clean.sweep.arguments import make_sweep_parser, parse, read_request
+from RLM_clean.sweep.plan import Plan, make_plan, repetition_seeds
+
+# A python that prints what it is to run, a word a line.
+ECHO = '#!/bin/sh\n[ "$1" = -c ] && exit 0\nprintf "%s\\n" "$@"\n'
+
+
+@pytest.fixture(scope='module')
+def defaults(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The variables of code.sh as it passes them on when none is set."""
+    home = tmp_path_factory.mktemp('clone')
+    for name in ('code.sh', 'environment.sh', 'requirements.txt'):
+        shutil.copy(ROOT / name, home)
+    (home / 'python').write_text(ECHO)
+    (home / 'python').chmod(0o755)
+    done = subprocess.run(
+        ['bash', 'code.sh'], cwd=home, env={'PATH': os.environ['PATH'], 'PYTHON': './python'},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    words = done.stdout.splitlines()
+    assert words[:2] == ['-m', 'RLM_clean.sweep.script'] and words[-1] == '--'
+    return words[2:-1]
+
+
+class Asked:
+    """What code.sh starts with some variables and arguments: notes the command line of the run or of the sweep."""
+
+    def __init__(self, defaults: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.defaults = dict(word.split('=', 1) for word in defaults)
+        self.run: list[str] | None = None
+        self.sweep: list[str] | None = None
+        monkeypatch.setattr(run_module, 'main', lambda words: setattr(self, 'run', words) or 7)
+        monkeypatch.setattr(sweep_module, 'main', lambda words: setattr(self, 'sweep', words) or 8)
+
+    def __call__(self, *arguments: str, **variables: object) -> int:
+        self.run = self.sweep = None
+        values = {**self.defaults, **{name: str(value) for name, value in variables.items()}}
+        assert values.keys() == self.defaults.keys()
+        return script.main([*(f'{name}={value}' for name, value in values.items()), '--', *arguments])
+
+    def config(self, *arguments: str, **variables: object) -> Config:
+        """The options of the run that is started."""
+        assert self(*arguments, **variables) == 7 and self.run is not None
+        return from_arguments(self.run)
+
+    def plan(self, *arguments: str, **variables: object) -> tuple[Plan, dict[str, Any]]:
+        """The sweep that is started, and what else its command line says."""
+        assert self(*arguments, **variables) == 8 and self.sweep is not None
+        args, given = parse(make_sweep_parser(), self.sweep)
+        request, execution = read_request(args, given)
+        return make_plan(request, execution), vars(args)
+
+
+@pytest.fixture
+def asked(defaults: list[str], monkeypatch: pytest.MonkeyPatch) -> Asked:
+    return Asked(defaults, monkeypatch)
+
+
+# ---------------------------------------------------------------------- one run
+
+
+def test_the_variables_have_the_defaults_of_the_options(asked: Asked) -> None:
+    assert asked.config() == Config(outname='results/rlm_128L1_b2_ts32768_1')
+
+
+def test_every_option_is_a_variable(asked: Asked) -> None:
+    assert set(Config(outname='run').to_dict()) <= asked.defaults.keys()
+
+
+def test_every_variable_reaches_the_run(asked: Asked) -> None:
+    options = {
+        'dataset': 'rhm', 'num_features': 16, 'num_layers': 3, 'num_synonyms': 4, 'regime': 'offline',
+        'train_size': 256, 'max_epochs': 3, 'batch_size': 32, 'accumulation': 2, 'test_size': 100,
+        'input_format': 'onehot', 'whitening': 1, 'model': 'transformer_clm', 'depth': 2, 'embedding_dim': 12,
+        'num_heads': 3, 'ffwd_size': 2, 'dropout': 0.25, 'objective': 'all', 'optim': 'adam', 'lr': 0.01,
+        'momentum': 0.5, 'weight_decay': 0.1, 'grad_clip': 1.5, 'scheduler': 'cosine', 'warmup_time': 3,
+        'decay_time': 50, 'max_iters': 77, 'loss_threshold': 0.5, 'seed_rules': 1, 'seed_sample': 2, 'seed_model': 3,
+        'print_freq': 9, 'save_freq': 3, 'resume': 'restart', 'device': 'cpu', 'threads': 1, 'dtype': 'bfloat16',
+        'beta': 0.5, 'compile': 'off',
+    }  # fmt: skip
+    switches = {'checkpoints': 0, 'tie_weights': 1, 'deterministic': 'yes', 'tensorboard': 'no'}
+    outname = 'out/rhm_16L3_m4_ts256_7'
+    expected = Config(outname=outname, **options, checkpoints=False, tie_weights=True, deterministic=True)  # type: ignore[arg-type]
+    variables = {**options, **switches, 'rep': 7, 'results_dir': 'out'}
+    assert asked.config(**variables) == expected
+    assert asked.config(*(f'--{name}={value}' for name, value in variables.items())) == expected
+    assert options.keys() | switches.keys() | {'outname', 'num_tokens'} == expected.to_dict().keys()
+
+
+def test_num_tokens_follows_num_layers_unless_it_is_given(asked: Asked) -> None:
+    assert asked.config(num_layers=3).num_tokens == 8
+    assert asked.config(num_layers=3, num_tokens=5).num_tokens == 5
+
+
+def test_an_empty_scheduler_is_a_constant_rate(asked: Asked) -> None:
+    assert asked.config(scheduler='').scheduler == 'none'
+
+
+@pytest.mark.parametrize(
+    ('variables', 'outname'),
+    [
+        ({}, 'results/rlm_128L1_b2_ts32768_1'),
+        ({'beta': '2.0'}, 'results/rlm_128L1_b2_ts32768_1'),
+        ({'beta': '0.50'}, 'results/rlm_128L1_b0.5_ts32768_1'),
+        ({'beta': '1e-3'}, 'results/rlm_128L1_b1e-3_ts32768_1'),
+        ({'beta': 1.5, 'rep': 2}, 'results/rlm_128L1_b1.5_ts32768_2'),
+        ({'num_features': 32, 'num_layers': 4, 'train_size': 1024}, 'results/rlm_32L4_b2_ts1024_1'),
+        ({'dataset': 'rhm', 'num_features': 16, 'num_layers': 2}, 'results/rhm_16L2_m8_ts32768_1'),
+        ({'results_dir': 'out/deep'}, 'out/deep/rlm_128L1_b2_ts32768_1'),
+        ({'results_dir': 'my results'}, 'my results/rlm_128L1_b2_ts32768_1'),
+        ({'outname': 'mine/run 1'}, 'mine/run 1'),
+    ],
+)
+def test_the_name_of_the_files_says_what_the_run_is(variables: dict[str, object], outname: str, asked: Asked) -> None:
+    assert asked.config(**variables).outname == outname
+
+
+def test_random_seeds_are_drawn_and_printed(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two draws of 32 bits agree by chance once in 4e9; there are 6 pairs of draws here."""
+    drawn = []
+    for _ in range(2):
+        config = asked.config(seed_rules='random', seed_model='random')
+        assert capsys.readouterr().out == f'seed_rules={config.seed_rules}\nseed_model={config.seed_model}\n'
+        assert config.seed_sample == 67890
+        drawn += [config.seed_rules, config.seed_model]
+    assert len(set(drawn)) == 4
+
+
+# ---------------------------------------------------------------------- arguments
+
+
+@pytest.mark.parametrize(
+    'arguments', [['--beta', '1.5'], ['--beta=1.5'], ['beta=1.5'], ['--depth', '2', '--beta', '1.5', 'lr=0.1']], ids=str
+)
+def test_arguments_win_over_variables(arguments: list[str], asked: Asked) -> None:
+    config = asked.config(*arguments, beta=3)
+    assert config.beta == 1.5 and config.outname == 'results/rlm_128L1_b1.5_ts32768_1'
+
+
+def test_switches_may_be_given_without_a_value(asked: Asked) -> None:
+    config = asked.config('--tie_weights', '--no-checkpoints', '--deterministic', 'yes')
+    assert (config.tie_weights, config.checkpoints, config.deterministic) == (True, False, True)
+
+
+def test_an_argument_may_have_several_values(asked: Asked) -> None:
+    plan, _ = asked.plan('--beta', '1', '2', '--lr=0.1 0.2', '--repetitions', '3')
+    assert plan.varied == ['beta', 'lr'] and plan.repetitions == 3
+
+
+BAD_ARGUMENTS = [
+    (['--bta', '1'], "'--bta' is not an option: did you mean beta?"),
+    (['bta=1'], "'bta=1' is not an option: did you mean beta?"),
+    (['--max-iters=5'], "'--max-iters=5' is not an option: did you mean max_iters?"),
+    (['1.5'], "'1.5' is not an option: see --help"),
+    (['beta'], "'beta' is not an option: did you mean beta?"),
+    (['--beta'], '--beta has no value: give one, as in --beta 2'),
+    (['--beta', '--depth=2'], '--beta has no value: give one'),
+    (['--beta=1', '--beta=2'], 'beta is given twice: give it once'),
+    (['--no-beta'], "'--no-beta' is not an option"),
+    (['--tie_weights=maybe'], 'tie_weights=maybe is not valid: use 1 or 0'),
+    (['--dry_run=maybe'], 'dry_run=maybe is not valid: use 1 or 0'),
+]
+
+
+@pytest.mark.parametrize(('arguments', 'said'), BAD_ARGUMENTS, ids=[' '.join(words) for words, _ in BAD_ARGUMENTS])
+def test_a_bad_argument_is_refused_in_one_line(
+    arguments: list[str], said: str, asked: Asked, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert asked(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == '' and err.startswith('code.sh: error: ') and said in err and err.count('\n') == 1
+    assert asked.run is None and asked.sweep is None
+
+
+def test_names_of_arguments_are_checked_without_torch(defaults: list[str]) -> None:
+    code = (
+        'import sys\nfrom RLM_clean.sweep import script\n'
+        'status = script.main(sys.argv[1:])\nsys.exit(status or "torch" in sys.modules)'
+    )
+    for argument, status in (('--beta=1.5', 0), ('--bta=1.5', 2)):
+        done = subprocess.run([sys.executable, '-c', code, '--check', *defaults, '--', argument], cwd=ROOT, timeout=60)
+        assert done.returncode == status
+
+
+# ---------------------------------------------------------------------- sweeps
+
+
+def test_several_values_and_repetitions_make_a_sweep(asked: Asked) -> None:
+    plan, _ = asked.plan(beta='0.8 1.2 1.8 2.4', num_features='32 64', repetitions=8, max_iters=25000)
+    assert plan.folder == Path('results/rlm_L1_ts32768_1_over_num_features_beta')
+    assert [(axis.names, axis.points) for axis in plan.axes] == [
+        (('num_features',), ((32,), (64,))),
+        (('beta',), ((0.8,), (1.2,), (1.8,), (2.4,))),
+    ]
+    assert plan.repetitions == 8 and len(plan.runs) == 64
+    assert plan.runs[0].config == Config(
+        outname='results/rlm_L1_ts32768_1_over_num_features_beta/num_features32_beta0.8_r1',
+        beta=0.8, num_features=32, max_iters=25000, threads='1', **repetition_seeds(0, 1),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def test_a_sweep_takes_ranges_switches_depths_and_seeds(asked: Asked) -> None:
+    values = {'lr': '1e-3..1e-1:3log', 'tie_weights': '0 1', 'num_layers': ' 1\t2', 'beta': '1'}
+    plan, said = asked.plan(**values, repetitions=2, vary='model', seed=3, workers=2, dry_run=1)
+    assert [(axis.names[0], axis.column(axis.names[0])) for axis in plan.axes] == [
+        ('num_layers', [1, 2]), ('lr', [1e-3, 1e-2, 1e-1]), ('tie_weights', [False, True]),
+    ]  # fmt: skip
+    assert {run.config.num_tokens for run in plan.runs} == {2, 4}
+    assert (plan.vary, plan.seed, said['workers'], said['dry_run']) == (('model',), 3, 2, True)
+    assert {run.config.seed_rules for run in plan.runs} == {12345}
+
+
+@pytest.mark.parametrize(
+    ('variables', 'folder'),
+    [
+        ({'repetitions': 3}, 'results/rlm_128L1_b2_ts32768_1_over_seeds'),
+        ({'beta': '1 2'}, 'results/rlm_128L1_ts32768_1_over_beta'),
+        ({'beta': '0..4:9', 'depth': '1 2'}, 'results/rlm_128L1_ts32768_1_over_beta_depth'),
+        ({'num_layers': '1 2', 'rep': 2}, 'results/rlm_128_b2_ts32768_2_over_num_layers'),
+        ({'num_layers': '1 2', 'num_features': '8 16'}, 'results/rlm_b2_ts32768_1_over_num_features_num_layers'),
+        ({'dataset': 'rlm rhm'}, 'results/languages_128L1_b2_ts32768_1_over_dataset'),
+        ({'dataset': 'rhm', 'num_synonyms': '2 4'}, 'results/rhm_128L1_ts32768_1_over_num_synonyms'),
+        ({'train_size': '64 128', 'regime': 'offline'}, 'results/rlm_128L1_b2_1_over_train_size'),
+        ({'num_tokens': '2 4', 'beta': '1 2', 'num_layers': 2}, 'results/rlm_128L2_ts32768_1_over_beta_num_tokens'),
+        ({'tie_weights': '0 1', 'lr': '1 2'}, 'results/rlm_128L1_b2_ts32768_1_over_lr_tie_weights'),
+        ({'depth': '1 2', 'outname': 'mine/sweep'}, 'mine/sweep'),
+    ],
+)
+def test_the_folder_of_a_sweep_says_what_its_runs_share_and_what_varies(
+    variables: dict[str, object], folder: str, asked: Asked
+) -> None:
+    assert asked.plan(**variables)[0].folder == Path(folder)
+
+
+def test_what_a_sweep_asks_of_slurm_is_passed_on(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
+    _, said = asked.plan(beta='1 2', launcher='slurm', partition='gpu', gpus=1, minutes=30)
+    assert (said['launcher'], said['partition'], said['gpus'], said['minutes']) == ('slurm', 'gpu', 1, 30)
+    assert said['memory'] is None
+    # The environment may have such names for other reasons; an argument is meant.
+    _, said = asked.plan(beta='1 2', memory='a lot')
+    assert said['memory'] is None
+    _, said = asked.plan('--gpus=2', beta='1 2')
+    assert said['gpus'] == 2
+
+
+# ---------------------------------------------------------------------- dry runs
+
+
+def test_a_dry_run_of_one_run_says_what_would_run_and_writes_nothing(
+    defaults: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the real main.py behind it, which must not be reached."""
+    monkeypatch.chdir(tmp_path)
+    small = [f'{name}={value}' for name, value in SMALL.items()]
+    assert script.main([*defaults, '--', *small, 'dry_run=1', 'beta=2.0']) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        'options: num_features=8 test_size=32 embedding_dim=8 max_iters=4, all others at their defaults',
+        'results/rlm_8L1_b2_ts32768_1  to train',
+    ]
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / 'results').mkdir()
+    RunFiles('results/rlm_8L1_b2_ts32768_1').final.touch()
+    assert script.main([*defaults, '--', *small, '--dry_run']) == 0
+    assert capsys.readouterr().out.endswith('results/rlm_8L1_b2_ts32768_1  there already\n')
+
+
+@pytest.mark.parametrize(
+    ('variables', 'said'),
+    [
+        ({'lr': 'fast'}, "'fast' is not a number: give one"),
+        ({'lr': -1}, 'lr=-1.0 is out of range'),
+        ({'device': 'cuda:99'}, "device='cuda:99' is not on this machine: use auto or cpu"),
+        ({'checkpoints': 'maybe'}, 'checkpoints=maybe is not valid: use 1 or 0'),
+        ({'beta': '1 -2'}, 'beta=-2.0 is out of range'),
+        ({'beta': '1 2', 'repetitions': 0}, '0 is out of range'),
+        ({'device': 'cpu cuda'}, 'device cannot vary within a sweep'),
+    ],
+)
+def test_a_dry_run_refuses_what_cannot_run(
+    variables: dict[str, object], said: str, defaults: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    words = [f'{name}={value}' for name, value in {**variables, 'dry_run': 1}.items()]
+    try:
+        status = script.main([*defaults, '--', *words])
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, '') and said in err and err.count('\n') == 1
+    assert list(tmp_path.iterdir()) == []
