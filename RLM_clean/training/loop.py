@@ -166,6 +166,9 @@ class Trainer:
         self.step = content['step']
         self.model.load_state_dict(content['model'])
         self.optimizer.load_state_dict(resume['optimizer'])
+        for parameter, state in self.optimizer.state.items():
+            if any(x.dim() and x.shape != parameter.shape for x in state.values()):
+                raise ValueError('the state of the optimizer belongs to another model')
         self.take_steps.rebind()
         for name in self.RESUMED:
             setattr(self, name, resume[name])

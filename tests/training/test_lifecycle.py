@@ -441,6 +441,17 @@ def test_a_run_that_another_process_begins_in_the_meantime_is_left_to_it(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ['run_config.pt']
 
 
+def test_a_checkpoint_with_the_optimizer_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    config = tiny(tmp_path / 'run', **ADAM)
+    _train_until(config, 12)
+    path = RunFiles(config.outname).checkpoint(12)
+    content = load(path)
+    content['resume']['optimizer']['state'][0]['exp_avg'] = torch.zeros(3, 3)
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r'run_t12\.pt belongs to another run'):
+        train(config)
+
+
 # ---------------------------------------------------------------------- longer runs
 
 
