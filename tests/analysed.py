@@ -1,4 +1,4 @@
-"""What the tests of the analysis share: runs without files, whose model can be the best predictor."""
+"""Shared by the tests of the analysis: runs without files, whose model can be the best predictor."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Best(nn.Module):
             k = inputs.shape[1] if self.k is None else self.k
             return next_token_probs(self.grammar, inputs[:, inputs.shape[1] - k :]).log()
         n = 2**self.grammar.L
-        # A prefix: the leaves after it condition nothing.
+        # Posteriors of a prefix do not depend on the leaves after it.
         leaves = torch.cat((inputs, torch.zeros(len(inputs), n - inputs.shape[1], dtype=torch.int64)), 1)
         return all_next_token_probs(self.grammar, leaves)[:, 1 : inputs.shape[1] + 1].log()
 
 
 def run_of(grammar: TreeGrammar, predictor: nn.Module | None = None, **options: Any) -> Run:
-    """What the analysis needs of a run of this grammar, whose model is `predictor` at its steps 0, 1 and 10.
+    """A stand-in for a run of this grammar, whose model is `predictor` at its steps 0, 1 and 10.
 
-    Without one it is an untrained model of the options, with weights at its head that make its predictions differ.
+    The default is an untrained model of the options, with large weights at its head so that its predictions differ.
     """
     config = Config(
         outname='none', num_features=grammar.v, num_layers=grammar.L, embedding_dim=8, device='cpu', **options

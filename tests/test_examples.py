@@ -60,7 +60,7 @@ def test_the_staircase_trains_both_languages_and_draws_them(
     assert 'step' not in capsys.readouterr().err and Path('again.png').exists()
 
 
-def test_the_entropy_of_sequences_is_the_measured_one() -> None:
+def test_the_figure_draws_the_measured_entropy_of_sequences() -> None:
     languages = [RLM(3, entropy_against_beta.DEPTH, beta, seed_rules=seed) for beta in (1.0, 3.0) for seed in (1, 2)]
     axes = entropy_against_beta.sequence_entropies(languages, num_samples=64)
     found = np.array([entropies.leaves_entropy(language, 64) for language in languages]).reshape(2, 2, 2)
@@ -72,7 +72,7 @@ def test_the_entropy_of_sequences_is_the_measured_one() -> None:
     np.testing.assert_allclose(heights, 2 * errors / unit)
 
 
-def test_the_bound_is_that_of_the_tree_where_it_is_below_that_of_the_alphabet() -> None:
+def test_the_bound_is_the_smaller_of_the_tree_and_the_alphabet() -> None:
     for beta in (0.0, 1.0, math.sqrt(2) - 1e-3):
         assert entropy_against_beta.bound(beta, 2**20) == 1
     for beta in (1.6, 2.0, 3.0):

@@ -13,7 +13,7 @@ from RLM_clean.exact import correlations
 sequences = RLM(v=3, L=2, beta=1.0).sequences(0, 200, 'other')
 
 
-def test_counts_are_those_of_a_loop_over_sequences():
+def test_counts_equal_those_of_a_loop_over_sequences() -> None:
     for positions in ([2], [0, 3], [3, 0, 1]):
         expected = Counter(tuple(row[k] for k in positions) for row in sequences.tolist())
         counts = counting.count_joint(sequences, positions, 3)
@@ -26,7 +26,7 @@ def test_counts_are_those_of_a_loop_over_sequences():
         assert all(counts[outcome] == number for outcome, number in expected.items())
 
 
-def test_empirical_joint_has_the_empirical_marginals():
+def test_empirical_joint_has_the_empirical_marginals() -> None:
     marginals = counting.empirical_marginals(sequences, 3)
     pair = counting.empirical_joint(sequences, 1, 3, 3)
     torch.testing.assert_close(pair.sum(1), marginals[1])
@@ -34,7 +34,7 @@ def test_empirical_joint_has_the_empirical_marginals():
     torch.testing.assert_close(counting.empirical_joint(sequences, 2, 2, 3), torch.diag(marginals[2]))
 
 
-def test_grassberger_uses_the_function_of_the_source():
+def test_grassberger_uses_the_function_of_the_source() -> None:
     """G(1) = -gamma - ln 2, G(2n) = -gamma - ln 2 + sum_k<=n 2 / (2k - 1), G(2n + 1) = G(2n)."""
     gamma = 0.5772156649015329
     for count in range(1, 12):
@@ -44,8 +44,8 @@ def test_grassberger_uses_the_function_of_the_source():
 
 
 @pytest.mark.parametrize('samples', [50, 200])
-def test_corrected_entropies_are_closer_to_the_truth_than_the_plain_one(samples):
-    """Means over 200 data sets from a known law of 100 outcomes; the mean error of one is far above its spread."""
+def test_corrected_entropies_are_closer_to_the_truth_than_the_plain_one(samples: int) -> None:
+    """Means over 200 data sets from a known distribution of 100 outcomes; they differ by far more than their spread."""
     generator = torch.Generator().manual_seed(1)
     law = torch.rand(100, generator=generator, dtype=torch.float64).square()
     law /= law.sum()
@@ -59,7 +59,7 @@ def test_corrected_entropies_are_closer_to_the_truth_than_the_plain_one(samples)
     assert abs(bias['grassberger']) < abs(bias['miller-madow']) < abs(bias['none'])
 
 
-def test_estimates_are_the_exact_values_within_their_error_at_large_samples():
+def test_estimates_are_the_exact_values_within_their_error_at_large_samples() -> None:
     """Errors by the delta method, Var[ln P] / N for H and Var[ln P / (P P)] / N for I, false alarms in 6e-4 of seeds.
 
     Where tokens are all but independent 2 N I is a chi-square of (v - 1)^2 degrees of freedom: a term of second order
@@ -83,7 +83,7 @@ def test_estimates_are_the_exact_values_within_their_error_at_large_samples():
             assert abs(counting.empirical_entropy(counts, correction) - exact_entropy) < 4 * error_entropy
 
 
-def test_corrected_mutual_information_of_independent_tokens_is_zero_on_average():
+def test_corrected_mutual_information_of_independent_tokens_is_zero_on_average() -> None:
     generator = torch.Generator().manual_seed(4)
     independent = torch.randint(16, (200, 500, 2), generator=generator)
     plain, corrected = (
@@ -93,7 +93,7 @@ def test_corrected_mutual_information_of_independent_tokens_is_zero_on_average()
     assert plain > 0.1 and abs(corrected) < plain / 10
 
 
-def test_input_that_cannot_be_counted_is_an_error():
+def test_input_that_cannot_be_counted_is_an_error() -> None:
     with pytest.raises(ValueError, match=r'position=4 is outside sequences of 4 tokens: use 0 to 3'):
         counting.count_joint(sequences, [0, 4], 3)
     with pytest.raises(ValueError, match='position=-1'):

@@ -1,4 +1,4 @@
-"""What models predict, against the exact prediction: the best predictor has no divergence, brute force agrees."""
+"""Predictions of models and the exact ones: the best predictor has no divergence, and brute force agrees."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_steps_are_those_with_weights_and_the_untrained_model_is_always_there(tm
         predictions.model_at(ends, 4)
 
 
-def test_prediction_is_that_of_the_last_token_whatever_the_objective(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_are_for_the_last_token_with_both_objectives(monkeypatch: pytest.MonkeyPatch) -> None:
     grammar = RLM(v=5, L=2, beta=2.0)
     inputs = grammar.sequences(0, 40)[:, :-1]
     every = run_of(grammar, model='transformer_clm', objective='all')
@@ -92,7 +92,7 @@ def test_each_window_has_its_own_zero() -> None:
 
 
 @pytest.mark.parametrize('num_samples', [4096, 100])
-def test_divergences_from_windows_are_those_of_measures(num_samples: int) -> None:
+def test_divergences_from_windows_equal_those_of_measures(num_samples: int) -> None:
     """Summed over all contexts, 512 of them, and sampled."""
     grammar = RLM(v=8, L=2, beta=2.0)
     run = run_of(grammar)
@@ -144,7 +144,7 @@ def beliefs_by_listing(grammar: TreeGrammar, context: Tensor, q: Tensor) -> tupl
 
 
 @pytest.mark.parametrize(('v', 'L', 'options'), [(4, 1, {}), (3, 2, {}), (3, 2, {'num_tokens': 3})])
-def test_beliefs_about_ancestors_are_those_of_all_trees(v: int, L: int, options: dict[str, Any]) -> None:
+def test_beliefs_about_ancestors_equal_those_from_all_trees(v: int, L: int, options: dict[str, Any]) -> None:
     grammar = RLM(v=v, L=L, beta=1.5, probs=torch.arange(1.0, v + 1) / sum(range(1, v + 1)))
     run = run_of(grammar, **options)
     reference = measures.reference(grammar, run.config.context_size)
@@ -164,7 +164,7 @@ def test_beliefs_about_ancestors_are_those_of_all_trees(v: int, L: int, options:
 
 
 @pytest.mark.parametrize('grammar', [RLM(v=6, L=3, beta=2.5), RHM(v=6, m=2, L=3), RHM(v=4, m=4, L=2)])
-def test_divergence_falls_towards_the_root_and_begins_at_the_excess_loss(grammar: TreeGrammar) -> None:
+def test_divergence_falls_towards_the_root_from_the_excess(grammar: TreeGrammar) -> None:
     run = run_of(grammar)
     found = ancestor_beliefs(run, [0, 1], num_samples=100)
     assert (found.divergence.diff(dim=1) > -1e-12).all() and (found.divergence > -1e-12).all()

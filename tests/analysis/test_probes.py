@@ -55,7 +55,7 @@ def test_activations_of_the_last_layer_are_what_the_head_reads(
 
 
 @pytest.mark.parametrize('options', KINDS[:4])
-def test_attention_weights_are_those_that_make_the_output_of_the_blocks(options: dict[str, Any]) -> None:
+def test_attention_weights_give_the_output_of_the_blocks(options: dict[str, Any]) -> None:
     run = run_of(RLM(v=5, L=3, beta=1.0), **options)
     model = run.model()
     assert isinstance(model, CLM)
@@ -126,7 +126,7 @@ def test_a_probe_of_sampled_labels_comes_close_to_their_law() -> None:
     assert 0 < (law * (law.log() - log_q)).sum(1).mean() < 3 * 24 / 40_000
 
 
-def test_a_fit_is_the_minimum_that_newton_finds() -> None:
+def test_a_fit_is_the_minimum_that_newtons_method_finds() -> None:
     """Against Newton's method on the function of the docstring, with features that are white already."""
     x, l2 = normal(200, 3), 0.05
     x = x - x.mean(0)
@@ -174,7 +174,7 @@ def test_sizes_that_do_not_fit_are_an_error() -> None:
 
 
 def test_probes_find_ancestors_where_they_are_planted_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers that hold the logarithms of the exact posteriors, their noise, and nothing."""
+    """One layer contains the logarithms of the exact posteriors, the other noise."""
     grammar = RLM(v=4, L=2, beta=1.5)
     run = run_of(grammar)
     untrained, trained = object(), run.model()
@@ -196,7 +196,7 @@ def test_probes_find_ancestors_where_they_are_planted_and_nowhere_else(monkeypat
         assert (found.accuracy[condition][layer] < found.best_accuracy).all()
 
 
-def test_exact_values_beside_the_probes_are_those_of_the_whole_tree() -> None:
+def test_exact_values_of_the_probes_equal_those_of_the_whole_tree() -> None:
     grammar = RHM(v=4, m=2, L=3)
     found = probe_ancestors(run_of(grammar), num_train=64, num_test=200)
     leaves = grammar.sequences(0, 200, 'test')

@@ -82,7 +82,7 @@ def parameters() -> dict[str, Any]:
 
 @functools.cache
 def drawn(name: str) -> tuple[Figure, dict[str, Any], dict[str, Any]]:
-    """A figure that was rendered, and the global parameters before and after; each is made once."""
+    """A rendered figure, and the global parameters before and after. Each figure is made once."""
     before = parameters()
     figure: Any = first(FIGURES[name]()).figure
     after = parameters()
@@ -91,12 +91,12 @@ def drawn(name: str) -> tuple[Figure, dict[str, Any], dict[str, Any]]:
 
 
 def axes_of(name: str) -> Any:
-    """The axes of a figure that was rendered."""
+    """The axes of a rendered figure."""
     return drawn(name)[0].axes[0]
 
 
 def numbers(data: Any) -> np.ndarray:
-    """The data of a line; those of error bars are objects."""
+    """The data of a line as floats; error bars have objects."""
     return np.asarray(data, dtype=float)
 
 
@@ -105,7 +105,7 @@ def box(artist: Any) -> Any:
 
 
 def overlapping(artists: list[Any], slack: float = 1.0) -> list[tuple[str, str]]:
-    """The pairs of artists whose boxes share more than a pixel either way."""
+    """The pairs of artists whose boxes overlap by more than a pixel in both directions."""
     boxes = [(str(artist), box(artist)) for artist in artists]
     return [
         (one, other)
@@ -115,7 +115,7 @@ def overlapping(artists: list[Any], slack: float = 1.0) -> list[tuple[str, str]]
 
 
 def labels_of(axis: Any) -> list[Any]:
-    """The labels of the ticks of an axis that are seen."""
+    """The visible tick labels of an axis."""
     low, high = sorted(axis.get_view_interval())
     ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
     return [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
@@ -145,7 +145,7 @@ def test_lines_of_several_kinds_have_a_legend(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', FIGURES)
-def test_no_text_is_cut_or_lies_on_another(name: str) -> None:
+def test_no_text_is_cut_or_overlaps_another(name: str) -> None:
     figure = drawn(name)[0]
     axes: Any
     for axes in figure.axes:
@@ -162,7 +162,7 @@ def test_no_text_is_cut_or_lies_on_another(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', FIGURES)
-def test_a_figure_leaves_the_global_parameters_and_has_the_style(name: str) -> None:
+def test_a_figure_has_the_style_and_keeps_the_global_parameters(name: str) -> None:
     figure, before, after = drawn(name)
     assert before == after
     assert figure.get_layout_engine() is not None and figure.dpi == 84
@@ -181,7 +181,7 @@ def test_a_figure_draws_into_given_axes(name: str) -> None:
 # ---------------------------------------------------------------------- the style
 
 
-def test_the_style_is_a_file_of_the_package_that_pyplot_knows_too() -> None:
+def test_pyplot_finds_the_style_file_of_the_package() -> None:
     with matplotlib.style.context('RLM_clean.plots.house'):
         by_name = parameters()
     with style.context():
@@ -190,7 +190,7 @@ def test_the_style_is_a_file_of_the_package_that_pyplot_knows_too() -> None:
     assert [to_hex(color) for color in cycle] == [color.lower() for color in style.CYCLE]
 
 
-def test_an_error_within_the_style_leaves_the_global_parameters() -> None:
+def test_an_error_within_the_style_keeps_the_global_parameters() -> None:
     before = parameters()
     with pytest.raises(ValueError, match='do not fit one figure'):
         plots.entropies(GRAMMARS)
@@ -229,7 +229,7 @@ def test_the_excess_is_on_log_axes_without_step_0_and_names_its_end() -> None:
     assert [text.get_text() for text in axes.texts] == [f'{DYNAMICS[-1]["excess"]:.2g}']
 
 
-def test_a_run_leaves_its_curve_and_its_excess_in_one_picture(tmp_path: Path) -> None:
+def test_the_picture_of_a_run_has_its_learning_curve_and_its_excess(tmp_path: Path) -> None:
     language: Any = types.SimpleNamespace(floors=FLOORS, entropy=1.0)
     path = tmp_path / 'run.png'
     before = parameters()
@@ -242,7 +242,7 @@ def test_a_run_leaves_its_curve_and_its_excess_in_one_picture(tmp_path: Path) ->
 # ---------------------------------------------------------------------- rules
 
 
-def test_rule_maps_draw_the_probabilities_and_the_least_colour_for_what_is_below() -> None:
+def test_rule_maps_draw_the_probabilities_down_to_the_lowest_colour() -> None:
     rules = RHM_SMALL.level_rules(1)
     figure: Any = plots.rule_maps(RHM_SMALL, [0, 3], level=1)
     for a, axes in zip((0, 3), figure.axes[:2], strict=True):
@@ -266,7 +266,7 @@ def test_ranked_rules_are_sorted_and_averaged_over_symbols() -> None:
         ('rule_participation', entropies.participation_ratio, theory.mean_participation_ratio, lambda beta: 0),
     ],
 )
-def test_rules_against_beta_are_the_measured_ones_and_those_of_theory(
+def test_rule_figures_draw_the_measured_values_and_the_theory(
     name: str, measure: Callable, mean: Callable, limit: Callable
 ) -> None:
     axes = axes_of(name)
@@ -301,7 +301,7 @@ def test_a_tree_shows_every_symbol_at_its_place() -> None:
     assert not found
 
 
-def test_the_posterior_tree_shows_probability_entropy_and_where_the_tokens_mislead() -> None:
+def test_the_posterior_tree_shows_probabilities_entropies_and_wrong_guesses() -> None:
     rhm_tree = RHM_SMALL.trees(0, 1)
     misled = 0
     for grammar, trees in (
@@ -325,10 +325,10 @@ def test_the_posterior_tree_shows_probability_entropy_and_where_the_tokens_misle
             wrong = int(p.argmax()) != symbol
             misled += wrong
             assert (node.get_markeredgecolor() == style.BLUE) is wrong
-    assert misled  # otherwise the test is blind to rings
+    assert misled  # otherwise the test checks no ring
 
 
-def test_ambiguity_is_the_mean_entropy_of_the_posteriors_and_none_in_the_rhm() -> None:
+def test_ambiguity_is_the_mean_entropy_of_the_posteriors_and_zero_in_the_rhm() -> None:
     of_rlm, of_rhm = axes_of('ambiguity_by_level').containers
     leaves = SMALL.sequences(0, 32, 'floors')
     expected = [torch.special.entr(p).sum(-1).mean().item() for p in inference.ancestor_posteriors(SMALL, leaves)[:-1]]
@@ -336,7 +336,7 @@ def test_ambiguity_is_the_mean_entropy_of_the_posteriors_and_none_in_the_rhm() -
     np.testing.assert_allclose(numbers(of_rhm[0].get_ydata()), 0, atol=1e-9)
 
 
-def test_token_strips_have_a_field_a_token_of_the_colour_of_its_symbol() -> None:
+def test_token_strips_have_the_same_colour_for_the_same_symbol() -> None:
     axes = axes_of('token_strips')
     assert [text.get_text() for text in axes.texts] == [str(symbol) for symbol in SEQUENCES[:4].flatten().tolist()]
     colours: dict[str, set[Any]] = {}
@@ -368,7 +368,7 @@ def test_pairs_that_were_not_seen_are_counted_in_the_legend() -> None:
     assert f'sampled; {unseen} of 16 not seen' in axes.get_legend_handles_labels()[1]
 
 
-def test_deviations_of_an_exact_sampler_are_those_of_chance_and_of_another_grammar_are_not() -> None:
+def test_deviations_are_normal_for_the_grammar_of_the_samples_and_large_for_another() -> None:
     # One token: 12 free counts. A deviation of z beyond 1.7 has a probability below 1e-4; the seed is fixed.
     def deviation(axes: Axes) -> float:
         (label,) = [label for label in axes.get_legend_handles_labels()[1] if label.startswith('one token')]
@@ -391,14 +391,14 @@ def test_entropies_against_beta_are_the_exact_ones() -> None:
     assert lines['ln v'].get_ydata()[0] == math.log(4)
 
 
-def test_the_ladder_is_that_of_the_window_entropies() -> None:
+def test_the_ladder_draws_the_window_entropies() -> None:
     for grammar, line in zip((SMALL, RHM_SMALL), axes_of('ladder').containers, strict=True):
         floors = entropies.window_entropies(grammar, range(4))
         np.testing.assert_allclose(numbers(line[0].get_ydata()), [value for value, _ in floors.values()])
 
 
-def test_information_is_the_mean_of_the_theory_and_that_of_a_typical_grammar() -> None:
-    """Full points are arithmetic means, of which the theory is, and open ones geometric means."""
+def test_information_is_drawn_as_the_mean_of_the_theory_and_as_the_geometric_one() -> None:
+    """Full points are arithmetic means, which the theory is about, and open points are geometric means."""
     axes = axes_of('information_decay')
     groups = [[grammar for grammar in OF_ONE_SIZE if grammar.beta == beta] for beta in BETAS]
     hollow = [line for line in axes.get_lines() if line.get_markerfacecolor() == 'white' and len(line.get_xdata()) == 2]
@@ -443,7 +443,7 @@ def test_the_decay_between_the_ends_of_sub_trees_has_the_slope_of_the_eigenvalue
 
 
 def test_figures_of_languages_take_grammars_of_other_rules() -> None:
-    """As those of registered datasets: they have no beta, so neither a name nor a line of theory by it."""
+    """Such as those of registered datasets, which have no beta and no theory."""
     own = [TreeGrammar(RLM(v=4, L=2, beta=1.5, seed_rules=seed).rules[0], 2) for seed in (1, 2)]
     assert plots.language_name(own[0]) == 'own rules'
     assert plots.language_name(own[0], sizes=True) == 'own rules, v = 4, L = 2'
@@ -464,7 +464,7 @@ def test_figures_of_languages_take_grammars_of_other_rules() -> None:
 
 
 class FakeSlider:
-    """As much of ipywidgets' slider as is used: it remembers who observes it, and can be moved."""
+    """The part of the slider of ipywidgets that is used: it can be observed and moved."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -476,7 +476,7 @@ class FakeSlider:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What a notebook would show, in order; what replaces a picture stands in its place."""
+    """What a notebook would show, in order; an update replaces a picture."""
     found: list[Any] = []
 
     def display(thing: Any, display_id: bool = False) -> Any:
@@ -519,7 +519,7 @@ def test_a_slider_is_a_plain_picture_without_ipywidgets(shown: list[Any], monkey
     assert picture.data.startswith(b'\x89PNG')
 
 
-def test_a_slider_that_starts_outside_its_values_is_refused(shown: list[Any]) -> None:
+def test_a_slider_that_starts_outside_its_values_is_an_error(shown: list[Any]) -> None:
     with pytest.raises(ValueError, match=r'start=3.0 is not one of the values: use one of \[1.0, 2.0\]'):
         plots.slider(draw_axes, [1.0, 2.0], start=3.0)
     assert not shown

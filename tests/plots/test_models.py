@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def figures(run: Run) -> dict[str, Any]:
-    """Every figure of a run, small."""
+    """Every figure of a run, from few samples."""
     steps = predictions.model_steps(run)
     made = {
         'film': plots.film(predictions.film(run, 3, 20)),
@@ -48,7 +48,7 @@ def figures(run: Run) -> dict[str, Any]:
 
 
 def panels_of(figure: Figure) -> list[Any]:
-    """The axes of a figure but those of its colour bars, row by row."""
+    """The axes of a figure without its colour bars, row by row."""
     return [axes for axes in figure.axes if axes.get_label() != '<colorbar>']
 
 
@@ -86,7 +86,7 @@ def image_of(axes: Axes) -> Any:
     return np.ma.filled(values.astype(float), math.nan)
 
 
-def test_film_of_one_token_is_the_matrices_and_the_exact_one() -> None:
+def test_film_of_one_token_draws_the_matrices_and_the_exact_one() -> None:
     run = run_of(RLM(v=6, L=1, beta=2.0))
     pictures = predictions.film(run)
     axes = panels_of(plots.film(pictures))
@@ -96,7 +96,7 @@ def test_film_of_one_token_is_the_matrices_and_the_exact_one() -> None:
     assert len({(panel.images[0].norm.vmin, panel.images[0].norm.vmax) for panel in axes}) == 1
 
 
-def test_a_token_that_never_comes_before_another_has_an_empty_row_and_the_others_their_own() -> None:
+def test_a_token_that_never_comes_before_x_n_has_an_empty_row() -> None:
     pictures = predictions.film(run_of(RHM(v=6, m=1, L=1)))
     there = pictures.contexts[:, 0].tolist()
     assert 0 < len(there) < 6
@@ -130,8 +130,8 @@ def test_window_curves_are_the_divergences_with_their_minima() -> None:
     assert legend is not None and [text.get_text() for text in legend.get_texts()] == ['k = 0', 'k = 1']
 
 
-def test_attention_maps_leave_out_what_is_not_there() -> None:
-    """What is ahead of a query, and in the last block of a model of x_n the queries that nothing reads."""
+def test_attention_maps_leave_out_what_nothing_reads() -> None:
+    """The tokens ahead of a query, and all queries but the last one in the last block of a model of x_n."""
     run = run_of(RLM(v=6, L=2, beta=2.0), depth=2, num_heads=2)
     inputs = run.test_batch(10)[0]
     axes = np.reshape(np.asarray(panels_of(plots.attention_maps(run, inputs))), (2, 2))
@@ -153,7 +153,7 @@ def test_attention_maps_of_all_tokens_have_every_query() -> None:
     assert np.isfinite(found).sum() == 6
 
 
-def test_probe_curves_are_the_probes_and_the_exact_values() -> None:
+def test_probe_curves_draw_the_probes_and_the_exact_values() -> None:
     values = torch.arange(6, dtype=torch.float64).view(2, 3) / 10
     conditions = {name: values + i for i, name in enumerate(('trained', 'untrained', 'shuffled'))}
     found = AncestorProbes(
@@ -184,7 +184,7 @@ def test_scores_end_at_the_fraction_of_impossible_sequences() -> None:
     assert 'KL is infinite' in axes.get_title(loc='left')
 
 
-def test_scores_of_a_perfect_model_tell_no_divergence() -> None:
+def test_scores_of_a_perfect_model_have_no_divergence() -> None:
     grammar = RLM(v=6, L=2, beta=2.0)
     run = run_of(grammar, Best(grammar))
     axes = plots.generation_scores(run, generation.generate(run, run.model(), 50))
