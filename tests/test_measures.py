@@ -193,6 +193,7 @@ def test_references_hold_the_first_contexts_of_the_stream_of_floors_as_far_as_th
     grammar = random_grammar(6, 2, 1)
     leaves = grammar.sequences(0, 100, 'floors')
     assert torch.equal(measures.reference(grammar, 2, num_samples=7).inputs, leaves[:7, 1:3])
+    monkeypatch.setattr(entropies, '_NODE_COST', 0)
     monkeypatch.setattr(entropies, '_SAMPLING_BUDGET', 80 * 6**3)
     assert len(measures.reference(grammar, 2).inputs) == 80
     assert len(measures.reference(grammar, 2, 'all').inputs) == 40
@@ -417,6 +418,7 @@ def test_a_language_is_prepared_with_the_floors_of_its_windows(
     size: int, budget: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(entropies, 'summable', lambda grammar, k: k <= 1)
+    monkeypatch.setattr(entropies, '_NODE_COST', 0)
     monkeypatch.setattr(entropies, '_SAMPLING_BUDGET', budget)
     grammar = random_grammar(5, 3, 1)
     expected = entropies.window_entropies(grammar, [0, 1, 3, size])

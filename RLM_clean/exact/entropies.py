@@ -22,7 +22,10 @@ Estimate = tuple[float, float]
 _EXACT_ENTRIES = 2**24
 # Multiplications in float64 that the sampled posteriors of one quantity may take: about five seconds on two cores.
 _SAMPLING_BUDGET = 2e11
-# Contexts that are sampled however dear they are: the fewest whose spread still tells the error.
+# What a node costs at least, in multiplications: drawing it, and reading and writing its messages. It counts for
+# v < 37 in contexts of more than 2046 tokens; the numbers of shorter contexts never change, so that old runs go on.
+_NODE_COST = 47_000
+# Contexts that are sampled however expensive they are: the fewest whose spread still says something about the error.
 FEWEST_CONTEXTS = 8
 # Entries of float64 temporaries at a time.
 _ENTRIES_PER_BLOCK = 2**22
@@ -135,19 +138,20 @@ def num_contexts(grammar: TreeGrammar, k: int, num_samples: int = 4096) -> int:
 
 
 def affordable(grammar: TreeGrammar, k: int, num_samples: int) -> int:
-    """How many contexts of k tokens the budget allows: a posterior takes about k/2 contractions of v^3.
+    """How many contexts of k tokens the budget allows, `num_samples` at most and FEWEST_CONTEXTS at least.
 
-    Beyond the budget, the few that are left cost as much as some tens of training steps on sequences of that length.
+    A posterior takes about k/2 contractions of v^3. Beyond the budget, the few contexts that are left cost as much as
+    some tens of training steps on sequences of that length.
     """
     if num_samples < 2:
         raise ValueError(f'num_samples={num_samples} gives no standard error: use 2 or more')
-    return min(num_samples, max(FEWEST_CONTEXTS, int(_SAMPLING_BUDGET / (max(1, k / 2) * grammar.v**3))))
+    cost = max(1, k / 2) * max(grammar.v**3, _NODE_COST)
+    return min(num_samples, max(FEWEST_CONTEXTS, int(_SAMPLING_BUDGET / cost)))
 
 
 def sample_contexts(grammar: TreeGrammar, k: int, number: int, seed: int | None, first: int = 0) -> Tensor:
     """The k tokens before the last one, `(number, k)`, of the sequences of the stream 'floors' from the first on."""
-    leaves = grammar.sequences(first, number, 'floors', seed=seed)
-    return leaves[:, leaves.shape[1] - 1 - k : -1]
+    return grammar.sequences(first, number, 'floors', seed=seed, last=k + 1)[:, :-1]
 
 
 def _context_entropies(grammar: TreeGrammar, inputs: Tensor) -> Tensor:

@@ -148,6 +148,7 @@ def test_entropies_from_few_expensive_contexts_lie_within_four_standard_errors_o
         exact = entropies.exact_window_entropy(grammar, 7)
         with monkeypatch.context() as patch:
             patch.setattr(entropies, 'summable', lambda grammar, k: k <= 1)
+            patch.setattr(entropies, '_NODE_COST', 0)
             patch.setattr(entropies, '_SAMPLING_BUDGET', 100 * 5**3)
             value, error = entropies.window_entropies(grammar, [7], num_samples=400)[7]
             plain = measures.reference(grammar, num_samples=400)
@@ -163,6 +164,7 @@ def test_a_difference_of_two_windows_has_contexts_of_its_own(monkeypatch: pytest
     """H_7 = H_3 - E[H(x | last 3) - H(x | last 7)]: sequences 2800.. for the difference, 0.. for the rest."""
     grammar = random_grammar(5, 3, 4)
     monkeypatch.setattr(entropies, 'summable', lambda grammar, k: k <= 1)
+    monkeypatch.setattr(entropies, '_NODE_COST', 0)
     monkeypatch.setattr(entropies, '_SAMPLING_BUDGET', 400 * 1.5 * 5**3)
 
     def mean_entropy(k: int, first: int, count: int) -> float:
@@ -216,6 +218,52 @@ def test_a_sum_is_exact_as_far_as_the_budget_goes(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(entropies, '_EXACT_ENTRIES', 1)
     found = entropies.window_entropies(grammar, range(4))
     assert [error == 0 for _, error in found.values()] == [True, True, False, False]
+
+
+# ---------------------------------------------------------------------- what contexts cost
+
+
+@pytest.mark.parametrize('v', [2, 8, 32, 36, 128])
+def test_the_contexts_of_sequences_up_to_2046_tokens_keep_their_numbers(v: int) -> None:
+    """2e11 multiplications at k/2 contractions of v^3 each: another number would give old runs other contexts."""
+    grammar = RLM(v, 1)
+    for k in [*range(1, 40), 63, 127, 255, 511, 1023, 2046]:
+        expected = min(4096, max(8, int(2e11 / (max(1, k / 2) * v**3))))
+        assert entropies.affordable(grammar, k, 4096) == expected
+
+
+def test_the_nodes_of_deep_trees_count() -> None:
+    """At most 8.6 million tokens in all for each floor, or 8 contexts."""
+    grammar = RLM(8, 20)
+    for L in range(10, 21):
+        k = 2**L - 1
+        number = entropies.num_contexts(grammar, k)
+        assert 8 <= number <= 4096 and (number == 8 or number * k < 8.6e6)
+    assert [entropies.num_contexts(grammar, 2**L - 1) for L in (3, 11, 14, 20)] == [0, 4096, 346, 8]
+
+
+def test_windows_of_a_deep_tree_are_those_of_the_smallest_one_that_holds_them() -> None:
+    """2^40 leaves: neither the sequences nor the messages of the rest of the tree are ever made."""
+    deep = RLM(3, 40, 1.0, probs=[0.7, 0.2, 0.1])
+    shallow = TreeGrammar(deep.rules[0], 5, prior=entropies.right_spine(deep)[35])
+    for k in (0, 1, 2, 3, 5, 16, 20, 31):
+        contexts = entropies.sample_contexts(deep, k, 50, None)
+        assert contexts.shape == (50, k)
+        found = next_token_probs(deep, contexts)
+        torch.testing.assert_close(found, next_token_probs(shallow, contexts), rtol=1e-12, atol=1e-15)
+    language = measures.prepare_language(deep, 31)
+    assert language.contexts == {0: 0, 1: 0, 3: 0, 7: 0, 15: 4096, 31: 4096}
+    assert language.floors[7] == (pytest.approx(entropies.window_entropies(shallow, [7])[7][0], rel=1e-12), 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('L', [14, 20])
+def test_a_deep_language_with_its_whole_context_is_prepared_in_bounded_steps(L: int) -> None:
+    said: list[str] = []
+    language = measures.prepare_language(RLM(8, L), 2**L - 1, say=said.append)
+    number = language.contexts[2**L - 1]
+    assert said[-1].endswith(f'({number} contexts)') and len(said) == L + 1
+    assert number * 2**L <= max(8 * 2**L, 8.6e6) and len(language.reference.inputs) < 550
 
 
 # ---------------------------------------------------------------------- what a user can get wrong
