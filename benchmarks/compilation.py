@@ -1,6 +1,7 @@
 """What compiling a step costs and gains: in seconds, and in whole runs that leave it to `compile=auto`.
 
-The cache of earlier compilations is a folder of each measurement's own. Whole runs are those of the command line.
+The cache of earlier compilations is a folder of each measurement's own. Whole runs are those of the command line. The
+second table compares the one call into torch that is not public, `torch._inductor.compile`, with `torch.compile`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 from typing import Any
+
+from torch import _inductor
 
 from benchmarks import steps
 from benchmarks.measure import Settings, clocked, in_process, seconds, threads_kept, watched
@@ -24,10 +27,15 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def first_steps(options: dict[str, Any], windows: int) -> dict[str, float]:
-    """Seconds until a first step is taken, and those of a step thereafter, for a process of its own."""
+def first_steps(options: dict[str, Any], windows: int, public: bool = False) -> dict[str, float]:
+    """Seconds until a first step is taken, and those of a step thereafter, for a process of its own.
+
+    With `public` the step is compiled as where torch lacks the call that is not public.
+    """
     config = Config(outname='unused', **options)
-    with threads_kept(default_threads(config)), clocked(('first', steps, 'Trainer')) as spent:
+    if public:
+        del _inductor.compile
+    with threads_kept(default_threads(config)), clocked(('first', steps, 'build_trainer')) as spent:
         trainer = steps.make_trainer(config, drawn=True)
         first = spent['first'] + seconds(lambda: trainer.advance(1))
         trainer.advance(WINDOW)
@@ -48,6 +56,9 @@ def measure(settings: Settings) -> Result:
         'compiling; and the number of steps that win back the first.'
     )
     result.tables.append(Table('Compilations', rows, note))
+    rows = [_private_call(name, options, repeats, result) for name, options in list(sizes.items())[:2]]
+    note = 'Milliseconds a step of the loop, and seconds until the first step with a full cache.'
+    result.tables.append(Table('The call into torch that is not public', rows, note))
     _whole_runs(settings, repeats, result)
     return result
 
@@ -72,6 +83,29 @@ def _compilation(options: dict[str, Any], repeats: int) -> dict[str, Any]:
         'compiled step (ms)': 1e3 * step['warm'],
         'eager step (ms)': 1e3 * step['eager'],
         'pays after steps': f'{(first["cold"] - first["eager"]) / gain:.0f}' if gain > 0 else 'never',
+    }
+
+
+def _private_call(name: str, options: dict[str, Any], repeats: int, result: Result) -> dict[str, Any]:
+    """The same step by torch._inductor.compile and by torch.compile, in processes that take turns."""
+    records: dict[str, list[dict[str, float]]] = {'private': [], 'public': []}
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(repeats + 1 if repeats > 1 else 1):
+            for kind in records:
+                found = in_process(
+                    first_steps, {**options, 'compile': 'on'}, 8, kind == 'public',
+                    TORCHINDUCTOR_CACHE_DIR=f'{folder}/{kind}',
+                )  # fmt: skip
+                if i or repeats == 1:  # the first fills the cache
+                    records[kind].append(found)
+    times = {kind: [record['step'] for record in found] for kind, found in records.items()}
+    result.ratios.append(
+        Ratio(f'{name}: step by torch.compile / by the private call', quotients(times['public'], times['private']))
+    )
+    return {
+        'step': name,
+        **{f'{kind} (ms)': 1e3 * statistics.median(values) for kind, values in times.items()},
+        **{f'{kind}, first (s)': statistics.median(r['first'] for r in found) for kind, found in records.items()},
     }
 
 

@@ -16,25 +16,25 @@ from benchmarks.compilation import first_steps
 from benchmarks.measure import Settings, clocked, in_process, in_turn, peak_memory, watched
 from benchmarks.report import Ratio, Result, Table, quotients
 from benchmarks.steps import loop, step
-from RLM_clean import init
+from RLM_clean import init, measures, plots
 from RLM_clean.config import Config
 from RLM_clean.runs.files import RunFiles
 from RLM_clean.training import lifecycle
 from RLM_clean.training.loop import Trainer
 from RLM_clean.training.machine import default_threads
 
-# What a run does, and where it does it. The language is made within the floors.
+# What a run does, and where it does it. What draws the sequences of the floors is part of them.
 PLACES = (
     ('language', init, 'init_data'),
-    ('floors', lifecycle, 'prepare_language'),
-    ('trainer', lifecycle, 'Trainer'),
+    ('floors', measures, 'prepare_language'),
+    ('trainer', lifecycle, 'make_trainer'),
     ('steps', Trainer, 'advance'),
     ('evaluations', Trainer, 'record'),
     ('files', RunFiles, 'rewrite_log'),
     ('files', RunFiles, 'append_record'),
     ('files', RunFiles, 'save_checkpoint'),
     ('files', lifecycle, 'save'),
-    ('picture', lifecycle, 'save_learning_curve'),
+    ('picture', plots, 'save_learning_curve'),
 )
 
 
@@ -44,7 +44,6 @@ def whole_run(options: dict[str, Any]) -> dict[str, float]:
         start = time.perf_counter()
         lifecycle.train(Config(outname=f'{folder}/run', **options), lambda line: None)
         whole = time.perf_counter() - start
-    spent['floors'] -= spent['language']
     return {**spent, 'rest': whole - sum(spent.values()), 'whole': whole, 'memory': peak_memory()}
 
 

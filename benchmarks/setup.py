@@ -6,31 +6,34 @@ Each row is measured in a process of its own, which then takes a first 128 steps
 from __future__ import annotations
 
 import statistics
+import time
 from typing import Any
 
-import torch
-
-from benchmarks.measure import Settings, clocked, in_process, peak_memory, seconds, threads_kept, watched
+from benchmarks.measure import Settings, in_process, peak_memory, threads_kept, watched
 from benchmarks.report import Ratio, Result, Table
 from RLM_clean import init
 from RLM_clean.config import Config
-from RLM_clean.measures import Language
-from RLM_clean.training.lifecycle import prepare_language
-from RLM_clean.training.loop import WINDOW, Trainer
-from RLM_clean.training.machine import default_threads
+from RLM_clean.measures import prepare_language
+from RLM_clean.training import machine
+from RLM_clean.training.loop import WINDOW, make_trainer
 
 
 def make_language(v: int, L: int) -> dict[str, float]:
     """Seconds and memory (GB) of the language of a run and of its first steps, for a process of its own."""
-    config = Config(outname='unused', num_features=v, num_layers=L)
-    before = peak_memory()
-    with threads_kept(default_threads(config)), clocked(('grammar', init, 'init_data')) as spent:
-        made: list[Language] = []
-        whole = seconds(lambda: made.append(prepare_language(config, torch.device('cpu'), None, lambda line: None)))
-        memory = peak_memory()
+    config = Config(outname='unused', num_features=v, num_layers=L, device='cpu')
+    before, chosen = peak_memory(), machine.choose(config)
+    with threads_kept(chosen.threads):
+        start = time.perf_counter()
+        grammar = init.init_data(config)
+        grammar.sequences(0, 1)  # the tables are made when they are needed first
+        drawn = time.perf_counter()
+        language = prepare_language(grammar, config.context_size, config.objective)
+        ready, memory = time.perf_counter(), peak_memory()
         # The first chunk of batches is drawn and trained on.
-        Trainer(config, made[0], torch.device('cpu')).advance(WINDOW)
-    return {'before': before, **spent, 'whole': whole, 'memory': memory, 'trained': peak_memory()}
+        make_trainer(config, language, chosen, lambda line: None).advance(WINDOW)
+    return {
+        'before': before, 'grammar': drawn - start, 'whole': ready - start, 'memory': memory, 'trained': peak_memory()
+    }  # fmt: skip
 
 
 def measure(settings: Settings) -> Result:

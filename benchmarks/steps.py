@@ -24,7 +24,9 @@ from benchmarks.report import Ratio, Result, Table, quotients
 from RLM_clean.config import Config
 from RLM_clean.datasets import RLM
 from RLM_clean.measures import Language, Reference
+from RLM_clean.training import machine
 from RLM_clean.training.loop import WINDOW, Trainer
+from RLM_clean.training.loop import make_trainer as build_trainer
 from RLM_clean.training.machine import available_cores, default_threads
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -59,7 +61,7 @@ def make_trainer(config: Config, drawn: bool, device: str = 'cpu') -> Trainer:
     grammar = (DrawnOnce if drawn else RLM)(config.num_features, config.num_layers, config.beta, device=device)
     nothing = torch.empty(0)
     language = Language(grammar, Reference(nothing, nothing, None), 0.0, 0.0, {})
-    return Trainer(config, language, torch.device(device))
+    return build_trainer(config, language, machine.choose(replace(config, device=device)), lambda line: None)
 
 
 def loop(config: Config, threads: int, drawn: bool, device: str = 'cpu') -> Work:
