@@ -118,7 +118,7 @@ class GraphUpdate:
                 state['step'].fill_(step)
 
     def scalars(self, step: int, S: int) -> Scalars:
-        """Those of S steps, from a table of steps to come: a look-up is cheaper than a new tensor at every step."""
+        """The scalars of S steps, from a table of steps to come: looking them up is cheaper than making tensors."""
         if step not in self.known or step + S - 1 not in self.known:
             self.known = range(step, step + _STEPS_PREPARED)
             self.table = {name: x.to(self.device) for name, x in scalars_of(self.config, self.known).items()}
@@ -133,14 +133,6 @@ class GraphUpdate:
         return inputs, targets, {name: x.clone() for name, x in self.scalars(0, S).items()}
 
 
-def _check_buffers(model: nn.Module) -> None:
-    """Raises CompilationError for a model with buffers."""
-    # A graph would keep the buffers of the model that it was made for, and not update them.
-    for module in model.modules():
-        if not isinstance(module, Dropout) and next(module.buffers(recurse=False), None) is not None:
-            raise CompilationError(f'{type(module).__name__} has buffers: use parameters with requires_grad=False')
-
-
 class CompiledUpdate(GraphUpdate):
     """Steps compiled into C++ by torch. Raises CompilationError where that fails; then nothing was changed."""
 
@@ -153,13 +145,17 @@ class CompiledUpdate(GraphUpdate):
 
 
 class CapturedUpdate(GraphUpdate):
-    """Steps captured as a CUDA graph, several in one launch: a small model's kernels take less time than to launch."""
+    """Steps captured as a CUDA graph, several in a launch: launching a small model's kernels takes longer than they do."""
 
     steps_per_call = 16
 
     def __init__(self, model: nn.Module, optimizer: optim.Optimizer, config: Config) -> None:
         super().__init__(model, optimizer, config)
         self.steps_per_call = max(1, self.steps_per_call // config.accumulation)
+
+    def rebind(self) -> None:
+        """Finds the tensors of the model and of the optimizer; the graphs were captured for others."""
+        super().rebind()
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor, Scalars], Tensor]] = {}
 
     def run(self, inputs: Tensor, targets: Tensor, scalars: Scalars) -> Tensor:
@@ -192,7 +188,7 @@ Update = EagerUpdate | GraphUpdate
 
 
 def make_update(model: nn.Module, optimizer: optim.Optimizer, config: Config, compile: bool) -> Update:
-    """What takes the steps of a run on the model's device. Raises CompilationError where `compile` fails."""
+    """The way to take the steps of a run on the model's device. Raises CompilationError where `compile` fails."""
     if not compile:
         return EagerUpdate(model, optimizer, config)
     on_gpu = next(model.parameters()).device.type == 'cuda'
@@ -211,6 +207,14 @@ def optimizer_state(model: nn.Module, optimizer: optim.Optimizer, config: Config
             if state.get(key) is None:
                 state[key] = torch.zeros_like(p, memory_format=torch.preserve_format)
     return {key: {name: optimizer.state[p][key] for name, p in trained.items()} for key in keys}
+
+
+def _check_buffers(model: nn.Module) -> None:
+    """Raises CompilationError for a model with buffers."""
+    # A graph would keep the buffers of the model that it was made for, and not update them.
+    for module in model.modules():
+        if not isinstance(module, Dropout) and next(module.buffers(recurse=False), None) is not None:
+            raise CompilationError(f'{type(module).__name__} has buffers: use parameters with requires_grad=False')
 
 
 def compiled(write: Function, tensors: list[Tensor], inputs: Tensor, targets: Tensor, scalars: Scalars) -> Function:
