@@ -184,6 +184,35 @@ def exact_law(table: AliasTable, row: int) -> list[int]:
     return counts
 
 
+def counted_law(table: AliasTable, row: int) -> list[int]:
+    """The same from the entries: the value p is in column p n / 2^F, which draws itself below its threshold."""
+    n, bits = table.n, table.threshold_bits
+    counts = [0] * n
+    for j, entry in enumerate(table.entries.view(-1, n)[row].tolist()):
+        threshold, alias = entry >> table.alias_bits, entry & ((1 << table.alias_bits) - 1)
+        first, middle, end = (-(-x // n) for x in (j << bits, (j << bits) + threshold, (j + 1) << bits))
+        counts[j] += middle - first
+        counts[alias] += end - middle
+    return counts
+
+
+@pytest.mark.parametrize('n', [2, 3, 7, 64, 1000, 2**14, 2**16 - 1, 2**18])
+def test_the_law_of_the_draws_is_that_of_the_table_to_the_bits_of_a_word(n: int) -> None:
+    """By less than n / 2^F in total variation; draws themselves give the counts, where these are few."""
+    w = torch.rand(1, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64) ** 4
+    table = AliasTable([w], 1, n)
+    counts = counted_law(table, 0)
+    if n < 10:
+        assert counts == exact_law(table, 0)
+    total = 2**table.threshold_bits
+    assert sum(counts) == total
+    drawn = torch.tensor([count / total for count in counts], dtype=torch.float64)
+    distance = (drawn - table.probabilities()[0]).abs().sum().item() / 2
+    assert distance < n / total + 1e-15
+    # The words have no more bits: what they add is far above what the table rounds.
+    assert n < 2**14 or distance > n / total / 100
+
+
 @pytest.mark.parametrize('n', [2, 3, 5, 7])
 def test_the_words_themselves_give_the_distribution_to_rounding(n: int) -> None:
     w = torch.tensor([0.0, 0.3, 1e-9, 0.25, 0.2, 0.0, 0.2])[:n].double()[None]
