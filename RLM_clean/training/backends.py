@@ -145,7 +145,7 @@ class CompiledUpdate(GraphUpdate):
 
 
 class CapturedUpdate(GraphUpdate):
-    """Steps captured as a CUDA graph, several in a launch: launching a small model's kernels takes longer than they do."""
+    """Steps captured as a CUDA graph, several in a launch, since launching small kernels takes longer than they do."""
 
     steps_per_call = 16
 
