@@ -58,8 +58,8 @@ def test(model: nn.Module, inputs: Tensor, targets: Tensor, logits: Logits = app
     """The mean loss (nats) and the accuracy of a model on inputs `(N, T)` and targets `(N,)` or `(N, T)`.
 
     The loss is the mean of -ln q(target), summed in float64; `logits(model, inputs)` gives the logits for the targets.
-    The model is in eval mode during the call and comes back as it was. Raises ValueError for logits at other positions
-    than the targets.
+    The model is in eval mode during the call, and afterwards in the mode that it was in. Raises ValueError for logits
+    at other positions than the targets.
     """
     loss, correct = 0.0, 0
     for scores, rows, y in _evaluate(model, inputs, targets, logits):
@@ -74,9 +74,9 @@ def test(model: nn.Module, inputs: Tensor, targets: Tensor, logits: Logits = app
 def _evaluate(
     model: nn.Module, inputs: Tensor, others: Tensor, logits: Logits
 ) -> Iterable[tuple[Tensor, Tensor | None, Tensor]]:
-    """Logits in float32 or better, chunk by chunk, beside the rows of `others`; the model is in eval mode meanwhile.
+    """Logits in float32 or better, chunk by chunk, with the rows of `others`; the model is in eval mode meanwhile.
 
-    Between them stands the row of the logits that belongs to each row of `others`, None where they go one by one.
+    The second item says which row of the logits belongs to each row of `others`; None where the rows are the same.
     """
     was_training = model.training
     model.eval()
@@ -113,14 +113,14 @@ def _check_logits(scores: Tensor, rows: Tensor | None, shape: torch.Size) -> Non
 def kl_divergence(p: Tensor, log_q: Tensor) -> Tensor:
     """`KL(p || q) = sum_a p(a) ln(p(a) / q(a))` along the last axis, in nats, from p and ln q.
 
-    What p excludes costs nothing, also where q is zero; infinite where q excludes what p does not.
+    Symbols with p = 0 add nothing, also where q is zero; infinite where q is zero and p is not.
     """
-    # 0 times -inf is no number.
+    # 0 times -inf would be nan.
     return -(torch.special.entr(p) + (p * log_q).where(p > 0, 0)).sum(-1)
 
 
 class Evaluation(NamedTuple):
-    """What a model is worth on the reference contexts: loss and excess in nats, accuracy from 0 to 1.
+    """How good a model is on the reference contexts: loss and excess in nats, accuracy from 0 to 1.
 
     `excess_error` is the standard error of the excess: 0 where all contexts are summed over.
     """
@@ -262,7 +262,7 @@ def reference(
 ) -> Reference:
     """Contexts of `context_size` tokens (n - 1 by default) before x_n, and the exact posteriors of what follows.
 
-    All contexts with their probabilities where there are no more than `num_samples`, as for L = 1; otherwise those of
+    All contexts with their probabilities where there are at most `num_samples`, as for L = 1; otherwise those of
     sampled sequences, as in `window_entropies`. For the objective 'all' the posteriors are those of the token after
     each position given the context up to it.
 
@@ -334,8 +334,8 @@ def divergence_from_window(
 ) -> Estimate:
     """`E KL(P(x_n | last k tokens) || model)`, the model seeing all n - 1 tokens, and its standard error, in nats.
 
-    Zero for a model that is the best predictor from k tokens: along a training run, the k of the least divergence
-    tells which level of the tree the model has reached. Raises ValueError for k outside 0..n-1.
+    Zero for the best predictor from k tokens: along a training run, the k with the smallest divergence says which level
+    of the tree the model has reached. Raises ValueError for k outside 0..n-1.
     """
     entropies.check_window(grammar, k)
     whole = reference(grammar, None, 'last', num_samples)

@@ -1,7 +1,7 @@
 """Random numbers by counter: word i of a stream is a function of (seed, stream, i) and of nothing else.
 
-There is no state to carry, so nothing that a program draws can change what it draws later: evaluating, resuming and
-splitting work over processes leave every stream as it was, and one word costs the same wherever it stands. The words
+A stream has no state, so nothing that a program draws can change what it draws later: evaluating, resuming and
+splitting work over processes leave every stream as it was, and each word costs the same. The words
 come from SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), in which output i is a bijective mixing of
 `key + (i + 1) * gamma`; integer arithmetic makes them the same on every device.
 """
@@ -70,7 +70,7 @@ def _xor_shift(z: Tensor, bits: int) -> Tensor:
 def seeded_generator(seed: int) -> torch.Generator:
     """A generator on the CPU that `seed` alone seeds. Raises ValueError for a seed outside 0..2^32 - 1.
 
-    torch's generator on the CPU looks at the lowest 32 bits of a seed: larger seeds would repeat smaller ones.
+    torch's generator on the CPU uses only the lowest 32 bits of a seed: larger seeds would repeat smaller ones.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f'seed={seed} is out of range: use a whole number from 0 to 2^32 - 1')

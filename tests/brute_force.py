@@ -1,6 +1,6 @@
 """The language by brute force, for tests: every sequence, or every tree, of a small grammar with its probability.
 
-It shares nothing with RLM_clean.inference but the rules. `all_trees` is literal; `joint` reaches larger sizes by a
+It shares only the rules with exact/inference.py. `all_trees` is literal; `joint` reaches larger sizes by a
 recursion over tables of all sequences, and test_inference.py proves it against `all_trees`.
 """
 

@@ -71,11 +71,11 @@ class RHM(TreeGrammar):
         if s != 2:
             raise ValueError(f's={s} children a symbol are not available: trees are binary, use s=2')
         if v < 2:
-            raise ValueError(f'v={v} leaves nothing to predict: use 2 symbols or more')
+            raise ValueError(f'v={v} symbols are too few: use 2 or more')
         if not 1 <= m <= v:
             raise ValueError(f'm={m} productions a symbol need m v distinct pairs of v^2: use 1 to v={v}')
         if L < 1:
-            raise ValueError(f'L={L} is no depth of a tree: use 1 or more')
+            raise ValueError(f'L={L} is not a valid depth: use 1 or more')
         if rules is None:
             levels = [_dense(level) for level in random_productions(v, m, L, seed_rules)]
         else:
@@ -116,5 +116,7 @@ def _checked(rules: Tensor, v: int, m: int, L: int) -> list[Tensor]:
     used = rules != 0
     equal = ((rules * m - 1).abs() < 1e-3) | ~used
     if not ((used.sum((2, 3)) == m).all() and equal.all() and (used.sum(1) <= 1).all()):
-        raise ValueError(f'rules are no RHM with m={m}: give each symbol {m} pairs of its own, of probability 1/{m}')
+        raise ValueError(
+            f'rules are not those of an RHM with m={m}: give each symbol {m} pairs of its own, of probability 1/{m}'
+        )
     return list(rules.unbind())

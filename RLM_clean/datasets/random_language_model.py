@@ -68,9 +68,9 @@ class RLM(TreeGrammar):
         rules: Tensor | None = None,
     ) -> None:
         if v < 2:
-            raise ValueError(f'v={v} leaves nothing to predict: use 2 symbols or more')
+            raise ValueError(f'v={v} symbols are too few: use 2 or more')
         if not 0 <= beta < math.inf:
-            raise ValueError(f'beta={beta} is no inverse temperature: use a finite number, 0 or more')
+            raise ValueError(f'beta={beta} is not a valid inverse temperature: use a finite number, 0 or more')
         if rules is not None and rules.shape != (v, v, v):
             raise ValueError(f'rules of shape {tuple(rules.shape)} do not fit v={v}: use the (v, v, v) of a file')
         super().__init__(

@@ -44,7 +44,7 @@ class TreeGrammar(Dataset):
     float64 once `level_rules` is called, as inference from two tokens or more does. A language of one level (L = 1)
     and its exact floors never need the latter: 12 bytes in all.
 
-    Raises ValueError for rules or priors that are no probabilities, and for sizes that do not fit together.
+    Raises ValueError for rules or priors that are not probabilities, and for sizes that do not fit together.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TreeGrammar(Dataset):
         device: torch.device | str | None = None,
     ) -> None:
         if L < 1:
-            raise ValueError(f'L={L} is no depth of a tree: use 1 or more')
+            raise ValueError(f'L={L} is not a valid depth: use 1 or more')
         self.shared = isinstance(rules, Tensor)
         self.rules: list[Tensor] = [rules] if isinstance(rules, Tensor) else list(rules)
         if not self.shared and len(self.rules) != L:
@@ -68,7 +68,9 @@ class TreeGrammar(Dataset):
         for tensor in self.rules:
             _check_rules(tensor, self.v)
         if num_data is not None and num_data < 1:
-            raise ValueError(f'num_data={num_data} leaves no sequence: use 1 or more, or None for the online regime')
+            raise ValueError(
+                f'num_data={num_data} is not a valid number of sequences: use 1 or more, or None for the online regime'
+            )
         self.L = L
         self.prior = _normalised_prior(prior, self.v)
         self.seed_samples = seed_samples
@@ -202,7 +204,7 @@ class TreeGrammar(Dataset):
     # ------------------------------------------------------------------ the fixed training set
 
     def __bool__(self) -> bool:
-        return True  # also where there is no length to ask for
+        return True  # a dataset without a length would raise in `if grammar:`
 
     def __len__(self) -> int:
         if self.num_data is None:
@@ -228,7 +230,7 @@ class TreeGrammar(Dataset):
         return L
 
     def _epoch_indices(self, first: int, count: int) -> Tensor:
-        """Which sequences stand at positions first..first+count-1 of the endless row of shuffled epochs."""
+        """The numbers of the sequences at positions first..first+count-1 of the endless row of shuffled epochs."""
         size = len(self)
         pieces = []
         while count:
@@ -280,7 +282,7 @@ class TreeGrammar(Dataset):
             grow(base, self._roots(key, base), 0, out)
         return leaves
 
-    # The sampler. Node h of tree i (heap order; 0 stands for the draw of the root) uses word i * 2^depth + h of the
+    # The sampler. Node h of tree i (heap order; 0 is the draw of the root) uses word i * 2^depth + h of the
     # stream; `base (r, 1)` holds the i * 2^depth.
 
     def _roots(self, key: int, base: Tensor) -> Tensor:
@@ -303,9 +305,9 @@ class TreeGrammar(Dataset):
 def normalised_blocks(rules: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Some parents after the other: which, and their rules `(r, v, v)` as float64 with rows that sum to one.
 
-    Whoever uses rules gets them from here or whole from `TreeGrammar.level_rules`: sampler, inference and entropies
-    share the same numbers. Write what is made of a block to its place at once: small tensors that are kept between one
-    block and the next keep the allocator from using the memory of the first again.
+    All code that uses rules gets them from here, or whole from `TreeGrammar.level_rules`: sampler, inference and
+    entropies share the same numbers. Write what is made of a block to its place at once: small tensors that are kept
+    from one block to the next prevent the allocator from using the memory of the first again.
     """
     for parents in _parents(rules):
         yield parents, _normalised(rules[parents])

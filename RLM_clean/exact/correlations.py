@@ -1,9 +1,9 @@
-"""What can be known exactly of the tokens of a tree grammar: marginals, joints of two tokens, and entropies.
+"""The laws of one and of two tokens of a language, exact: marginals, joints, covariances and mutual information.
 
-Given its ancestor, a token knows nothing of the rest of the tree. So the law of one token is a product of transition
-matrices along its path, and the law of two tokens is that of their lowest common ancestor's children with one such
-product on either side: `T` is the rule tensor of a level, `P_L[a, b] = sum_c T[a, b, c]` leads to the left child and
-`P_R[a, c] = sum_b T[a, b, c]` to the right one. All numbers are float64, on the CPU.
+Given its ancestor, a token is independent of the rest of the tree. So the law of one token is a product of transition
+matrices along its path, and the law of two tokens is that of the children of their lowest common ancestor, with one
+such product on either side: `T` is the rule tensor of a level, `P_L[a, b] = sum_c T[a, b, c]` leads to the left child
+and `P_R[a, c] = sum_b T[a, b, c]` to the right one. All numbers are float64, on the CPU.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def joint(grammar: TreeGrammar, i: int, j: int) -> Tensor:
     top = grammar.L - height
     pair = children_law(grammar, top, laws[top][i >> height])
     for level in range(top + 1, grammar.L):
-        # The next bit of a position, from the highest, tells whether the path turns left (0) or right (1).
+        # The bits of a position, from the highest, are the turns of its path: left (0) or right (1).
         below = grammar.L - 1 - level
         pair = steps[level][i >> below & 1].T @ pair @ steps[level][j >> below & 1]
     return pair
@@ -102,7 +102,7 @@ def mutual_information_by_distance(grammar: TreeGrammar, max_pairs: int = 2**12)
     """Mean mutual information of two tokens at each tree distance, `(L,)` in nats: entry h - 1 is for height h.
 
     The height h = 1..L is that of the lowest common ancestor above the tokens. There are 2^(L + h - 2) pairs of height
-    h: the mean is over all of them if they are no more than `max_pairs` (every height of sequences up to 128 tokens by
+    h: the mean is over all of them if there are at most `max_pairs` (every height of sequences up to 128 tokens by
     default), and otherwise over `max_pairs` of them, drawn uniformly with replacement from a random stream that the
     height and the grammar's `seed_samples` own. Each pair is exact and costs two products of `(v, v)` matrices, and two
     more for each level above the lowest ones: the products of transition matrices below a node are shared by all pairs
@@ -111,7 +111,7 @@ def mutual_information_by_distance(grammar: TreeGrammar, max_pairs: int = 2**12)
     Raises ValueError for max_pairs below 1.
     """
     if max_pairs < 1:
-        raise ValueError(f'max_pairs={max_pairs} leaves nothing to average: use 1 or more')
+        raise ValueError(f'max_pairs={max_pairs} leaves no pair to average over: use 1 or more')
     v, L = grammar.v, grammar.L
     steps = transitions(grammar)
     laws = _laws(grammar, steps)

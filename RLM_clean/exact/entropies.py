@@ -66,8 +66,8 @@ def window_entropies(
 
     Where so many posteriors would take more than some seconds, `H_k = H_j - E[H(x_n | last j) - H(x_n | last k)]`, with
     j the window of the level below (about k/2) and the expectation over fewer contexts, other ones than those of H_j:
-    far tokens tell little, so that a few contexts, 8 at least, leave an error about that of H_j (M. B. Giles, Oper.
-    Res. 56, 607, 2008).
+    far tokens add little information, so that a few contexts, at least 8, leave an error close to that of H_j
+    (M. B. Giles, Oper. Res. 56, 607, 2008). `num_contexts` says how many contexts a floor rests on.
 
     `known` are windows of the same grammar and samples that are not computed again. Raises ValueError for k outside
     0..n-1 and for fewer than 2 samples where the sum is not exact.
@@ -239,11 +239,11 @@ def tree_entropy(grammar: TreeGrammar) -> float:
 def leaves_entropy(grammar: TreeGrammar, num_samples: int = 2**12, max_sequences: int = 2**24) -> tuple[float, float]:
     """The entropy of a sequence of tokens, in nats, and its standard error.
 
-    Exact, with a standard error of 0, when there are no more than `max_sequences` of the v^(2^L) sequences to sum over.
+    Exact, with a standard error of 0, when there are at most `max_sequences` sequences to sum over, of v^(2^L).
     Otherwise from the trees 0..num_samples - 1 of the stream 'floors': the mean of `-ln P(leaves)`, with `-ln P(tree)`
-    as control variate, whose mean is known exactly (`tree_entropy`). The two are close to each other where the leaves
-    tell the tree, and there the error is far below that of the plain mean. The coefficient is that of the regression
-    on the same samples, which biases the value by O(1 / num_samples), less than its error of O(1 / sqrt num_samples).
+    as control variate, whose mean is known exactly (`tree_entropy`). The two are close where the leaves determine the
+    tree, and there the error is far below that of the plain mean. The coefficient is that of the regression on the same
+    samples, which biases the value by O(1 / num_samples), less than its error of O(1 / sqrt num_samples).
 
     Raises ValueError for num_samples below 3.
     """
@@ -256,7 +256,7 @@ def leaves_entropy(grammar: TreeGrammar, num_samples: int = 2**12, max_sequences
     control = -_tree_log_probabilities(grammar, [symbols.cpu() for symbols in trees])
     deviation = control - control.mean()
     spread = deviation.square().sum().item()
-    # A grammar whose trees are all equally likely leaves nothing to regress on.
+    # Where all trees are equally likely, the control variate is constant.
     slope = (deviation @ surprise).item() / spread if spread > 1e-20 * num_samples else 0.0
     residual = surprise - slope * (control - tree_entropy(grammar))
     return residual.mean().item(), math.sqrt(

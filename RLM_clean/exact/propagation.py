@@ -14,8 +14,8 @@ product of probabilities of one node below the smallest double, about 1e-308, co
 
 The seen leaves are neighbours, so the nodes of a level that have something seen below them are neighbours too: their
 messages are one tensor, and go through the rules of the level together. Few long sequences keep matrix products as busy
-as many short ones. The last k tokens need no more than the smallest sub-tree that holds them and the target; the law of
-its root is that of a node of the right edge.
+as many short ones. For the last k tokens, the smallest sub-tree that holds them and the target is enough; the law
+of its root is that of a node on the right edge of the tree.
 
 Cost of a sequence: two dense messages meet in a contraction of v^3; a pair of seen leaves, a one-hot message, an
 unseen side, and an outside message that no observation has touched yet (the same for all sequences) take O(v^2) or

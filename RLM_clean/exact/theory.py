@@ -79,7 +79,7 @@ def degiuli_temperature(beta: float) -> float:
 def beta_of_degiuli_temperature(x: float) -> float:
     """The inverse temperature `beta = 1 / sqrt(2 x)` at De Giuli's scaled temperature x. ValueError for x <= 0."""
     if not 0 < x < math.inf:
-        raise ValueError(f'x={x} is no temperature: use a finite number above 0')
+        raise ValueError(f'x={x} is not a valid temperature: use a finite number above 0')
     return 1 / math.sqrt(2 * x)
 
 
@@ -145,9 +145,9 @@ def _gaussian_averages(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
 
 def _check_rule(v: int, beta: float) -> None:
     if v < 2:
-        raise ValueError(f'v={v} is no vocabulary: use 2 symbols or more')
+        raise ValueError(f'v={v} is not a valid vocabulary size: use 2 symbols or more')
     if not 0 <= beta < math.inf:
-        raise ValueError(f'beta={beta} is no inverse temperature: use a finite number, 0 or more')
+        raise ValueError(f'beta={beta} is not a valid inverse temperature: use a finite number, 0 or more')
 
 
 # ---------------------------------------------------------------------- the decay of correlations

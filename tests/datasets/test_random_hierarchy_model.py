@@ -77,7 +77,7 @@ def test_productions_are_drawn_with_equal_probability() -> None:
         assert chi_square < _chi_square_quantile(len(drawn) * (m - 1), 3.72)
 
 
-def test_the_root_is_uniform_unless_told_otherwise() -> None:
+def test_the_root_is_uniform_by_default() -> None:
     """Chi-square with 7 degrees of freedom at its 0.9999 quantile: one false alarm in 10000 seeds."""
     n = 20000
     counts = RHM(8, 2, 1).sample_trees(n)[0].flatten().bincount(minlength=8).double()
@@ -116,7 +116,7 @@ def test_stored_rules_give_back_the_grammar() -> None:
     stored = torch.stack(rhm.rules)
     with pytest.raises(ValueError, match='shape'):
         RHM(6, 2, 2, rules=stored)
-    with pytest.raises(ValueError, match='no RHM with m=3'):
+    with pytest.raises(ValueError, match='not those of an RHM with m=3'):
         RHM(6, 3, 3, rules=stored)
     ambiguous = stored.clone()
     ambiguous[0, 1] = ambiguous[0, 0]

@@ -767,8 +767,8 @@ def make(**options: Any) -> Callable[[], object]:
 
 
 BAD: list[tuple[Callable[[], object], str]] = [
-    (make(v=1), 'v=1 leaves nothing to predict: use 2'),
-    (make(v=0), 'v=0 leaves nothing to predict: use 2'),
+    (make(v=1), 'v=1 symbols are too few: use 2'),
+    (make(v=0), 'v=0 symbols are too few: use 2'),
     (make(beta=-0.1), 'beta=-0.1 .*: use a finite number'),
     (make(beta=math.nan), 'beta=nan .*: use a finite number'),
     (make(beta=math.inf), 'beta=inf .*: use a finite number'),

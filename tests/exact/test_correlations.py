@@ -145,13 +145,13 @@ def test_measures_do_not_depend_on_the_blocks_they_are_computed_in(monkeypatch):
 
 
 @pytest.mark.parametrize('shared_levels', [0, 1, 2])
-def test_information_does_not_depend_on_how_many_levels_of_paths_are_held(monkeypatch, shared_levels):
+def test_information_does_not_depend_on_how_many_levels_of_paths_are_kept(monkeypatch, shared_levels):
     grammar = random_grammar(3, 5, 8)
-    held = correlations.mutual_information_by_distance(grammar)
+    kept = correlations.mutual_information_by_distance(grammar)
     monkeypatch.setattr(correlations, '_PATH_ENTRIES', 2**shared_levels * 3**2)
     found = correlations.mutual_information_by_distance(grammar)
-    assert torch.equal(found[: shared_levels + 1], held[: shared_levels + 1])
-    torch.testing.assert_close(found, held, rtol=1e-10, atol=0)
+    assert torch.equal(found[: shared_levels + 1], kept[: shared_levels + 1])
+    torch.testing.assert_close(found, kept, rtol=1e-10, atol=0)
 
 
 def test_uniform_and_frozen_rules_have_known_entropies():

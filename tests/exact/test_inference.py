@@ -417,7 +417,7 @@ def test_impossible_context_is_an_error_and_what_is_not_seen_does_not_count() ->
     for context in ([[0, 0, 0], [0, 1, 1]], [[0, 0, 0], [1, 1, 0]], [[0, 0], [1, 0]]):
         with pytest.raises(ValueError, match=r'^row 1 has probability zero'):
             next_token_probs(grammar, torch.tensor(context))
-    # The last token is not part of any context, nor is what stands after the past.
+    # The last token is not part of any context, nor is what follows the past.
     leaves = torch.tensor([[0, 0, 0, 1]])
     assert torch.equal(all_next_token_probs(grammar, leaves)[0, -1], torch.tensor([1.0, 0, 0]).double())
     assert torch.equal(ancestor_posteriors(grammar, leaves, past=3)[0][0, 0], torch.tensor([1.0, 0, 0]).double())
@@ -463,7 +463,7 @@ def test_where_there_is_no_float64_the_cpu_takes_its_place() -> None:
         assert found.device.type == 'cpu' and torch.equal(found, function(grammar, leaves))
 
 
-def test_empty_batches_and_narrow_integers_are_welcome() -> None:
+def test_empty_batches_and_narrow_integers_are_accepted() -> None:
     grammar = random_grammar(3, 2, seed=4)
     nothing = torch.zeros(0, 4, dtype=torch.int64)
     assert next_token_probs(grammar, nothing[:, :3]).shape == (0, 3)

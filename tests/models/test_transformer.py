@@ -399,7 +399,7 @@ def test_masks_of_different_keys_and_layers_are_independent() -> None:
 
 
 def test_no_layer_and_no_part_of_a_batch_repeats_the_words_of_another() -> None:
-    """The first 64 entries of each mask stand nowhere in the 2^16 entries of another: by chance once in 1e9 seeds."""
+    """The first 64 entries of a mask are nowhere among the 2^16 entries of another: by chance once in 1e9 seeds."""
     key = stream_key(1, 'dropout', 0)
     masks = [mask(key, layer) for layer in range(7)]
     module = Dropout(0.3, 0)
