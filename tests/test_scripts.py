@@ -113,7 +113,7 @@ def test_code_sh_trains_a_sweep(code_sh: CodeSh, home: Path):
 
 
 @pytest.mark.slow
-def test_code_sh_trains_once_and_again_only_when_it_is_told_to(code_sh: CodeSh, home: Path):
+def test_code_sh_trains_once_and_again_only_with_resume_restart(code_sh: CodeSh, home: Path):
     """From another folder; the second call says that the run is complete and how to force it, and touches nothing."""
     variables = {**SMALL, 'seed_model': 'random', 'threads': 1}
     done = code_sh(python=REAL, **variables)

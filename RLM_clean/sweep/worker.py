@@ -96,7 +96,7 @@ def _take(
     left: Sequence[Sequence[PlannedRun]], folder: Path, size: Callable[[Sequence[PlannedRun]], int], claims: ExitStack
 ) -> list[PlannedRun]:
     """A group of free runs of one shape, held until `claims` is closed; an empty list when no run is free."""
-    # One worker chooses at a time: two that come together would share out a group, and each take as long as for all.
+    # One worker chooses at a time: two that come together would split a group, and each take as long as for the whole.
     with sweep_lock(folder):
         for runs in left:
             taken: list[PlannedRun] = []

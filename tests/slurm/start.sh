@@ -51,7 +51,7 @@ SlurmdPort=$(free_port)
 SlurmUser=$(id -un)
 SlurmdUser=$(id -un)
 AuthType=auth/munge
-# A job that is requeued waits until its credential has expired, two minutes unless told otherwise.
+# A job that is requeued waits until its credential has expired, two minutes by default.
 AuthInfo=socket=$folder/munge.socket,cred_expire=5
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
@@ -81,7 +81,7 @@ PartitionName=urgent Nodes=$host OverSubscribe=EXCLUSIVE PriorityTier=2
 CONF
     printf 'Name=gpu File=%s\n' /dev/null /dev/zero >"$folder/gres.conf"  # jobs may ask for GPUs, and get none
     # Nothing above needs cgroups, yet slurmd looks for them, and for systemd where they are of version 2. From 24.05 on
-    # it can be told not to; before, it is told that they are of version 1, which it then leaves alone.
+    # a setting turns that off; before, the setting says that they are of version 1, which slurmd leaves alone.
     local version plugin
     version=$(slurmd -V | grep -oE '[0-9]+\.[0-9]+' | head -n1)
     [ "$(printf '%s\n' 24.05 "$version" | sort -V | head -n1)" = 24.05 ] && plugin=disabled || plugin=cgroup/v1

@@ -178,7 +178,7 @@ def test_a_bad_toml_file_is_refused_in_one_sentence(text: str, said: str, tmp_pa
     assert said in str(caught.value) and '\n' not in str(caught.value)
 
 
-def test_a_toml_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_toml_file_is_named(tmp_path: Path) -> None:
     pytest.importorskip('tomllib')
     with pytest.raises(ValueError, match=r'none\.toml cannot be read .*: give the path'):
         read_toml(tmp_path / 'none.toml')
@@ -391,7 +391,7 @@ def test_an_option_that_came_later_had_its_default(tmp_path: Path) -> None:
         read_plan(tmp_path).extended(make('beta=1,2', folder=tmp_path, options={'grad_clip': 1.0}))
 
 
-GOOD = {'axes': [{'beta': [1, 2]}], 'options': {}, 'repetitions': None, 'vary': ['rules'], 'seed': 0}
+GOOD: dict[str, Any] = {'axes': [{'beta': [1, 2]}], 'options': {}, 'repetitions': None, 'vary': ['rules'], 'seed': 0}
 NOT_PLANS = {
     'empty': '',
     'list': '[]',

@@ -33,9 +33,14 @@ class Launcher:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        monkeypatch.setattr(local, 'launch', lambda *what: self.calls.append(what) or True)
-        monkeypatch.setattr(slurm, 'launch', lambda *what: self.calls.append(what) or '77')
+        monkeypatch.setattr(local, 'launch', lambda *what: self.note(what, True))
+        monkeypatch.setattr(slurm, 'launch', lambda *what: self.note(what, '77'))
         monkeypatch.setattr(slurm, 'check', lambda: None)
+
+    def note(self, what: tuple[Any, ...], answer: Any) -> Any:
+        """What the launcher is called with, and what it answers."""
+        self.calls.append(what)
+        return answer
 
 
 @pytest.fixture

@@ -48,8 +48,18 @@ class Asked:
         self.defaults = dict(word.split('=', 1) for word in defaults)
         self.run: list[str] | None = None
         self.sweep: list[str] | None = None
-        monkeypatch.setattr(run_module, 'main', lambda words: setattr(self, 'run', words) or 7)
-        monkeypatch.setattr(sweep_module, 'main', lambda words: setattr(self, 'sweep', words) or 8)
+        monkeypatch.setattr(run_module, 'main', self.start_run)
+        monkeypatch.setattr(sweep_module, 'main', self.start_sweep)
+
+    def start_run(self, words: list[str]) -> int:
+        """Takes the place of main.py."""
+        self.run = words
+        return 7
+
+    def start_sweep(self, words: list[str]) -> int:
+        """Takes the place of the command of a sweep."""
+        self.sweep = words
+        return 8
 
     def __call__(self, *arguments: str, **variables: object) -> int:
         self.run = self.sweep = None

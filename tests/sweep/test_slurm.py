@@ -386,12 +386,12 @@ def test_each_task_of_an_array_is_a_worker_of_the_same_sweep(
     assert (task, set(works), set(folders)) == (slurm.run_task, {slurm._WORK}, {str(sweep.plan.folder)})
     assert set(notices) == {120}
     common = {'execution': EXECUTION, 'group': 3}
-    shares = [{'part': (1, 2)}, {'part': (2, 2)}] if split else [{'workers': 2}] * 2
-    assert list(tasks) == [{**common, **share} for share in shares]
-    called: list[Any] = []
-    monkeypatch.setattr(worker, 'work', lambda folder, **kinds: called.append((folder, kinds)) or True)
+    parts = [{'part': (1, 2)}, {'part': (2, 2)}] if split else [{'workers': 2}] * 2
+    assert list(tasks) == [{**common, **part} for part in parts]
+    work = mock.Mock(return_value=True)
+    monkeypatch.setattr(worker, 'work', work)
     assert [slurm.run_task(*words) for words in zip(works, folders, tasks, notices, strict=True)] == ['done'] * 2
-    assert called == list(zip(folders, tasks, strict=True))
+    assert work.call_args_list == [mock.call(folder, **task) for folder, task in zip(folders, tasks, strict=True)]
 
 
 def test_a_job_finds_the_package_from_any_folder() -> None:

@@ -162,8 +162,7 @@ def test_workers_that_come_together_train_each_run_once_and_split_no_group(
             yield mine
 
     monkeypatch.setattr(worker, 'claim', slow_claim)
-    kinds = {'target': worker.work, 'args': (plan.folder, plan.execution), 'kwargs': {'group': 6}}
-    workers = [threading.Thread(**kinds) for _ in range(3)]
+    workers = [threading.Thread(target=worker.work, args=(plan.folder, plan.execution, (1, 1), 6)) for _ in range(3)]
     for thread in workers:
         thread.start()
     for thread in workers:
