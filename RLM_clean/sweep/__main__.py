@@ -33,9 +33,10 @@ from RLM_clean.sweep.arguments import (
     read_resources,
 )
 from RLM_clean.sweep.grid import Request
-from RLM_clean.sweep.plan import Plan, make_plan, plan_file, read_plan, save_plan
+from RLM_clean.sweep.plan import Plan, by_shape, make_plan, plan_file, read_plan, save_plan
 from RLM_clean.sweep.results import collect
 from RLM_clean.sweep.states import forget_failure, pending, state, sweep_lock, table, totals
+from RLM_clean.training import machine
 from RLM_clean.training.progress import say
 
 # The most jobs that are submitted when their number is left open.
@@ -73,6 +74,9 @@ def _sweep(words: list[str]) -> int:
     request, execution = read_request(args, given)
     resources = read_resources(args)
     plan = _asked_plan(request, execution)
+    if resources is None:
+        for runs in by_shape(plan.runs):
+            machine.check(runs[0].config)
     if args.dry_run:
         say(listing(plan))
         return 0
@@ -83,10 +87,8 @@ def _sweep(words: list[str]) -> int:
         for run in plan.runs:
             forget_failure(run.config.outname)
     left = sum(pending(run) for run in plan.runs)
-    if args.workers != 'auto':
-        workers = args.workers
-    else:
-        workers = local.default_workers(execution) if resources is None else min(max(left, 1), _SLURM_TASKS)
+    automatic = local.default_workers(execution) if resources is None else min(max(left, 1), _SLURM_TASKS)
+    workers = automatic if args.workers == 'auto' else args.workers
     say(f'{plan.folder}: {len(plan.runs)} runs, {left} of them to train, on {workers} workers')
     if resources is None:
         return _report(plan, finished=local.launch(plan, workers, args.group))

@@ -77,6 +77,8 @@ BAD_WORDS: list[tuple[list[str], str]] = [
     (['--grid', 'beta=1,2', '--launcher=clowd'], "invalid choice: 'clowd'"),
     (['--grid', 'beta=1,2', '--gpus=2'], 'gpus=2 is asked of SLURM: use --launcher slurm'),
     (['--grid', 'beta=1,2', '--threads=many'], "threads='many'"),
+    (['--grid', 'beta=1,2', '--device=cuda:99', '--workers=1'], "device='cuda:99' is not on this machine: use auto"),
+    (['--grid', 'num_features=8,999999', '--workers=1'], 'num_features=999999 needs '),
     (
         ['--grid', 'beta=1,2', '--outname=/dev/null/sweep'],
         "'/dev/null/sweep' is a folder that cannot be written",
