@@ -20,7 +20,7 @@ from torch import Tensor
 Correction = Literal['miller-madow', 'grassberger', 'none']
 
 # 2 GiB at 8 bytes per count.
-_MAX_TABLE = 2**28
+MAX_TABLE = 2**28
 
 
 def count_joint(sequences: Tensor, positions: Sequence[int], v: int) -> Tensor:
@@ -118,7 +118,7 @@ def _check_symbols(sequences: Tensor, v: int) -> None:
 def _count(symbols: Tensor, v: int) -> Tensor:
     """Counts of the rows of `symbols (N, k)`, `(v,) * k`: each row is read as a number in base v."""
     k = symbols.shape[1]
-    if v**k > _MAX_TABLE:
+    if v**k > MAX_TABLE:
         raise ValueError(f'v={v} with {k} tokens makes a table of {v**k} counts: count fewer tokens at a time')
     _check_symbols(symbols, v)
     codes = torch.zeros_like(symbols[:, 0])
