@@ -196,7 +196,7 @@ def test_a_signal_is_heard_before_the_worker_is_there(tmp_path: Path) -> None:
     """To load torch takes seconds, on a network disk a minute: the worker of this test does."""
     (tmp_path / 'late_worker.py').write_text(
         "import time\nprint('loading', flush=True)\ntime.sleep(2)\n"
-        "def work(*_):\n    print('working', flush=True)\n    return True\n"
+        "def work(*_, **__):\n    print('working', flush=True)\n    return True\n"
     )
     with mock.patch.dict(os.environ, PYTHONPATH=str(tmp_path)):
         sweep = Sweep.make(tmp_path / 'sweep', runs=1, max_iters=1).launch(1, 'late_worker:work')
