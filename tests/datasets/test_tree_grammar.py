@@ -331,6 +331,8 @@ def test_blocks_of_rules_are_the_same_numbers_before_and_after_they_are_kept(
     rhm, rlm = RHM(9, 3, 2), RLM(9, 2)
     for grammar in (rhm, rlm):
         before = list(grammar.blocks(1))
+        # torch cuts the sum of a single row by the number of threads.
+        assert all(parents.stop - parents.start >= 2 for parents, _ in before)
         T = grammar.level_rules(1)
         for (parents, block), (again, kept) in zip(before, grammar.blocks(1), strict=True):
             assert parents == again and torch.equal(block, kept) and torch.equal(T[parents], kept)
@@ -504,6 +506,20 @@ def test_the_last_leaves_alone_are_those_of_the_whole_sequences(
     assert torch.equal(found, grammar.sequences(first, 20, 'floors', seed=3)[:, 16 - last :])
     whole, same = grammar.batches(first, 2, 3, 'test')
     assert torch.equal(inputs, whole[..., 16 - last :]) and torch.equal(target, same)
+
+
+@pytest.mark.parametrize('size', [1, 60, 500])
+def test_the_nodes_that_are_drawn_at_a_time_are_bounded(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    words: list[int] = []
+
+    def counted(key: int, counters: Tensor) -> Tensor:
+        words.append(counters.numel())
+        return random_words(key, counters)
+
+    monkeypatch.setattr(tree_grammar, 'random_words', counted)
+    monkeypatch.setattr(tree_grammar, '_NODES_PER_CHUNK', {'cpu': size})
+    RLM(4, 6).sequences(0, 300)
+    assert max(words) <= max(size, 2**5) and sum(words) == 300 * 2**6
 
 
 def test_the_last_leaves_of_a_deep_tree_cost_their_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from RLM_clean.datasets import RLM, TreeGrammar
-from RLM_clean.exact import propagation
+from RLM_clean.exact import inference, propagation
 from RLM_clean.exact.inference import (
     all_next_token_probs,
     ancestor_posteriors,
@@ -322,6 +322,13 @@ def test_posterior_tree_is_a_function_of_seed_row_and_index_alone(monkeypatch: p
         assert torch.equal(whole[:2, :9], part)
 
 
+def test_posterior_trees_keep_their_meaning() -> None:
+    """Golden trees: another value gives every stored seed other trees. Change them only knowingly."""
+    rlm = RLM(4, 3, 1.0)
+    golden = [1, 3, 2, 2, 0, 3, 3, 0, 2, 0, 2, 2, 1, 0, 3, 0]
+    assert sample_posterior(rlm, rlm.sequences(0, 2), n=2, seed=7)[2].flatten().tolist() == golden
+
+
 # ------------------------------------------------------------------ limits
 
 
@@ -349,6 +356,35 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, name: str, entri
     monkeypatch.setattr(propagation, name, {'cpu': entries})
     for whole, parts in zip(at_once, everything(), strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize('entries', [1, 100, 3000])
+def test_the_messages_of_a_chunk_are_bounded_whatever_the_batch(monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
+    """The rows of a step times the numbers of a row, and the rows of a choice in a descent, stay below the bound."""
+    monkeypatch.setattr(propagation, '_CHUNK_ENTRIES', {'cpu': entries})
+    sizes: list[int] = []
+
+    def step(rows: slice) -> list[Tensor]:
+        sizes.append(rows.stop - rows.start)
+        return [torch.zeros(1)]
+
+    propagation.in_chunks(step, torch.zeros(90), 3, 40)
+    assert sum(sizes) >= 90 and max(sizes) == max(1, entries // 40)
+    monkeypatch.setattr(propagation, '_MESSAGE_ENTRIES', {'cpu': 30})
+    sizes.clear()
+    propagation.in_chunks(step, torch.zeros(90), 3, 1)
+    assert max(sizes) == min(10, entries)
+    draws: list[int] = []
+    draw = inference._draw
+
+    def counted(weights: Tensor, keys: Tensor, word: Tensor) -> Tensor:
+        draws.append(len(weights))
+        return draw(weights, keys, word)
+
+    monkeypatch.setattr(inference, '_draw', counted)
+    grammar = random_grammar(5, 5, seed=2)
+    sample_posterior(grammar, grammar.sequences(0, 3), n=4, seed=0)
+    assert max(draws) <= max(4, 4 * 3, entries // 40) and (entries > 1 or 1 in draws)
 
 
 @pytest.mark.parametrize(('shared', 'beside'), [(True, 1), (False, 1), (True, 6)])
