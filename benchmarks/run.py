@@ -75,7 +75,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(words)
     for name in options.names:
         if name not in BENCHMARKS:
-            parser.error(f'{name!r} is no benchmark: use {", ".join(BENCHMARKS)}')
+            parser.error(f'{name!r} is not a benchmark: use {", ".join(BENCHMARKS)}')
         if name == 'gpu' and not torch.cuda.is_available():
             parser.error(f'{name!r} needs a GPU, and this machine has none: leave it out')
     if options.repeats is not None and options.repeats < 1:
