@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from RLM_clean import init, measures
-from RLM_clean.config import Config
+from RLM_clean.config import EXECUTION, Config, format_value
 from RLM_clean.measures import Reference
 from RLM_clean.runs import contents
 from RLM_clean.runs.files import Record, RunFiles
@@ -45,6 +45,22 @@ class Run:
         self._final = self.files.load_final() if self.files.final.exists() else None
         self.done = self._final is not None
         self.dynamics: list[Record] = self._final['output']['dynamics'] if self._final else self.files.read_log()
+
+    def __repr__(self) -> str:
+        """The run in a line: its name, the options that differ from their defaults, its steps, floor and last excess.
+
+        Run('results/small'): num_features=32 lr=0.01; step 500 of 500, done; floor 1.2345, excess 0.0678 (nats)
+        """
+        differing = {name: value for name, value in self.config.changes().items() if name not in EXECUTION}
+        changes = ' '.join(f'{name}={format_value(value)}' for name, value in differing.items())
+        last = self.dynamics[-1] if self.dynamics else {'t': 0}
+        excess = f', excess {last["excess"]:.4f}' if 'excess' in last else ''
+        early = self._final is not None and self._final['output']['early_stop']
+        status = 'not finished' if not self.done else 'stopped early' if early else 'done'
+        return (
+            f'Run({str(self.files.outname)!r}): {changes or "all options at their defaults"}; step {last["t"]} of '
+            f'{self.config.last_step}, {status}; floor {self.entropy:.4f}{excess} (nats)'
+        )
 
     @property
     def steps(self) -> list[int]:

@@ -49,6 +49,22 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return outname
 
 
+def test_a_printed_run_says_what_it_is_and_how_far_it_is(finished: Path, tmp_path: Path) -> None:
+    run = load_run(finished)
+    options = 'num_features=8 num_layers=2 batch_size=8 test_size=64 embedding_dim=8 dropout=0.1 optim=adam '
+    options += 'max_iters=24 print_freq=10'  # not where it was computed
+    last = run.dynamics[-1]
+    end = f'floor {run.entropy:.4f}, excess {last["excess"]:.4f} (nats)'
+    assert str(run) == repr(run) == f"Run('{finished}'): {options}; step 24 of 24, done; {end}"
+    train_until(tiny(tmp_path / 'run'), 12)
+    assert 'step 11 of 24, not finished; floor' in str(load_run(tmp_path / 'run'))
+    train(tiny(tmp_path / 'early', loss_threshold=1e9, max_iters=1000))
+    early = load_run(tmp_path / 'early')
+    assert f'step {early.dynamics[-1]["t"]} of 1000, stopped early' in str(early)
+    RunFiles(tmp_path / 'run').log.unlink()
+    assert str(load_run(tmp_path / 'run')).endswith(f'step 0 of 24, not finished; floor {run.entropy:.4f} (nats)')
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_model_that_is_opened_gives_its_record_again(tmp_path: Path, kind: str) -> None:
     """Loss, accuracy and excess at every step with a checkpoint; so every kind of run trains, is saved and opens."""
