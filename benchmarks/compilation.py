@@ -9,14 +9,16 @@ from __future__ import annotations
 import statistics
 import tempfile
 from typing import Any
+from unittest import mock
 
 from torch import _inductor
 
 from benchmarks import steps
-from benchmarks.measure import Settings, clocked, in_process, seconds, threads_kept, watched
+from benchmarks.measure import Settings, clocked, in_process, in_turn, seconds, threads_kept, watched
 from benchmarks.report import Ratio, Result, Table, quotients
 from benchmarks.runs import whole_run
 from RLM_clean.config import Config
+from RLM_clean.training import compiler
 from RLM_clean.training.loop import WINDOW
 from RLM_clean.training.machine import default_threads
 
@@ -27,14 +29,9 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def first_steps(options: dict[str, Any], windows: int, public: bool = False) -> dict[str, float]:
-    """Seconds until a first step is taken, and those of a step thereafter, for a process of its own.
-
-    With `public` the step is compiled as where torch lacks the call that is not public.
-    """
+def first_steps(options: dict[str, Any], windows: int) -> dict[str, float]:
+    """Seconds until a first step is taken, and those of a step thereafter, for a process of its own."""
     config = Config(outname='unused', **options)
-    if public:
-        del _inductor.compile
     with threads_kept(default_threads(config)), clocked(('first', steps, 'build_trainer')) as spent:
         trainer = steps.make_trainer(config, drawn=True)
         first = spent['first'] + seconds(lambda: trainer.advance(1))
@@ -56,9 +53,8 @@ def measure(settings: Settings) -> Result:
         'compiling; and the number of steps that win back the first.'
     )
     result.tables.append(Table('Compilations', rows, note))
-    rows = [_private_call(name, options, repeats, result) for name, options in list(sizes.items())[:2]]
-    note = 'Milliseconds a step of the loop, and seconds until the first step with a full cache.'
-    result.tables.append(Table('The call into torch that is not public', rows, note))
+    rows = [_private_call(name, options, settings, result) for name, options in list(sizes.items())[:2]]
+    result.tables.append(Table('A compiled step by the call into torch that is not public, and without it', rows))
     _whole_runs(settings, repeats, result)
     return result
 
@@ -86,27 +82,18 @@ def _compilation(options: dict[str, Any], repeats: int) -> dict[str, Any]:
     }
 
 
-def _private_call(name: str, options: dict[str, Any], repeats: int, result: Result) -> dict[str, Any]:
-    """The same step by torch._inductor.compile and by torch.compile, in processes that take turns."""
-    records: dict[str, list[dict[str, float]]] = {'private': [], 'public': []}
-    with tempfile.TemporaryDirectory() as folder:
-        for i in range(repeats + 1 if repeats > 1 else 1):
-            for kind in records:
-                found = in_process(
-                    first_steps, {**options, 'compile': 'on'}, 8, kind == 'public',
-                    TORCHINDUCTOR_CACHE_DIR=f'{folder}/{kind}',
-                )  # fmt: skip
-                if i or repeats == 1:  # the first fills the cache
-                    records[kind].append(found)
-    times = {kind: [record['step'] for record in found] for kind, found in records.items()}
-    result.ratios.append(
-        Ratio(f'{name}: step by torch.compile / by the private call', quotients(times['public'], times['private']))
-    )
-    return {
-        'step': name,
-        **{f'{kind} (ms)': 1e3 * statistics.median(values) for kind, values in times.items()},
-        **{f'{kind}, first (s)': statistics.median(r['first'] for r in found) for kind, found in records.items()},
-    }
+def _private_call(name: str, options: dict[str, Any], settings: Settings, result: Result) -> dict[str, Any]:
+    """The same step compiled by torch._inductor.compile, and as where torch lacks it."""
+    config = Config(outname='unused', compile='on', **options)
+    works = {}
+    for kind, function in {'private': _inductor.compile, 'public': None}.items():
+        with mock.patch.dict(compiler._programs, clear=True), mock.patch.object(_inductor, 'compile', function):
+            works[kind] = steps.step(config, default_threads(config))
+    times = in_turn(works, settings.repeats, settings.span)
+    values = quotients(times['public'], times['private'])
+    result.ratios.append(Ratio(f'{name}: step by torch.compile / by torch._inductor.compile', values))
+    names = {'private': 'torch._inductor.compile (ms)', 'public': 'torch.compile (ms)'}
+    return {'step': name, **{names[kind]: 1e3 * statistics.median(found) for kind, found in times.items()}}
 
 
 def _whole_runs(settings: Settings, repeats: int, result: Result) -> None:
