@@ -1,5 +1,6 @@
 """The figures of runs, sweeps and languages. Each function draws into given axes, or makes a figure of its own."""
 
+from RLM_clean.plots.comparison import compare
 from RLM_clean.plots.interactive import slider
 from RLM_clean.plots.language import (
     deviations,
@@ -18,10 +19,10 @@ from RLM_clean.plots.sweeps import excess_map, plot_sweep, save_sweep
 from RLM_clean.plots.trees import ambiguity_by_level, posterior_tree, token_strips, tree
 
 __all__ = [
-    'BLUE', 'GREEN', 'GREY', 'ORANGE', 'ambiguity_by_level', 'ancestor_curves', 'attention_maps', 'deviations',
-    'entropies', 'excess_curve', 'excess_map', 'film', 'floor_lines', 'generation_scores', 'information_decay',
-    'ladder', 'language_name', 'learning_curve', 'pair_frequencies', 'panels', 'path_decay', 'plot_sweep',
-    'posterior_tree', 'probe_curves', 'ranked_rules', 'rule_entropies', 'rule_maps', 'rule_participation',
-    'run_title', 'save_learning_curve', 'save_sweep', 'slider', 'token_frequencies', 'token_strips', 'tree',
-    'window_curves',
+    'BLUE', 'GREEN', 'GREY', 'ORANGE', 'ambiguity_by_level', 'ancestor_curves', 'attention_maps', 'compare',
+    'deviations', 'entropies', 'excess_curve', 'excess_map', 'film', 'floor_lines', 'generation_scores',
+    'information_decay', 'ladder', 'language_name', 'learning_curve', 'pair_frequencies', 'panels', 'path_decay',
+    'plot_sweep', 'posterior_tree', 'probe_curves', 'ranked_rules', 'rule_entropies', 'rule_maps',
+    'rule_participation', 'run_title', 'save_learning_curve', 'save_sweep', 'slider', 'token_frequencies',
+    'token_strips', 'tree', 'window_curves',
 ]  # fmt: skip

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+import textwrap
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -12,6 +14,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import ScaledTranslation
 
 from RLM_clean.runs.storage import atomic_write
 
@@ -21,6 +25,11 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, BLACK = (
 )  # fmt: skip
 GREY = '#555555'
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, BLACK)
+# For figures of more lines: darker colours after the cycle, three of them from P. Tol, Colour Schemes (SRON, 2021).
+MORE = (*CYCLE, '#882255', '#999933', '#332288', '#999999', '#8C510A')
+
+# The sizes of a legend in points, see house.mplstyle.
+_LEGEND_SIZE, _HANDLE, _SPACING = 9, 9 * 2.6, 9 * 1.5
 
 P = ParamSpec('P')
 R = TypeVar('R')
@@ -74,13 +83,71 @@ def steps_axis(axes: Axes) -> None:
     axes.set_xlabel('step')
 
 
+def line_colors(number: int) -> list[Any]:
+    """Colours for lines that have no order: the first ones of the style, or shades where there are more lines."""
+    return list(MORE[:number]) if number <= len(MORE) else shades(number)
+
+
 def legend_below(axes: Axes, columns: int = 5) -> None:
-    """Puts the legend below the axes: inside, some curve would run through it."""
-    axes.legend(loc='upper left', bbox_to_anchor=(-0.02, -0.15), borderaxespad=0, ncols=columns, columnspacing=1.5)
+    """Puts the legend below the axes, in as many columns as fit, up to `columns`: inside, a curve would cross it."""
+    handles, labels = axes.get_legend_handles_labels()
+    labels, columns, _ = fitted_labels(labels, 1.1 * axes_inches(axes)[0], columns)
+    # A distance in inches: in a fraction of the height the legend of small axes would cover their labels.
+    below = axes.transAxes + ScaledTranslation(0, -0.5, axes.get_figure(root=True).dpi_scale_trans)  # type: ignore[union-attr]
+    axes.legend(
+        handles, labels, loc='upper left', bbox_to_anchor=(-0.02, 0), bbox_transform=below, borderaxespad=0,
+        ncols=columns, columnspacing=1.5,
+    )  # fmt: skip
+
+
+def fitted_labels(labels: Sequence[str], inches: float, most: int) -> tuple[list[str], int, int]:
+    """The labels of a legend in as many columns as fit a width, the number of columns, and that of the lines of text.
+
+    There are `most` columns at most. Labels that are wider than a whole line are wrapped.
+    """
+    labels = [wrapped(label, inches - _HANDLE / 72, _LEGEND_SIZE) for label in labels]
+    for rows in range(1, len(labels) + 1):
+        columns = math.ceil(len(labels) / rows)
+        # A legend is filled column by column, the first ones with a row more where the last row is not full.
+        filled = [[labels[i] for i in places] for places in np.array_split(np.arange(len(labels)), columns)]
+        widths = [max(text_points(label, _LEGEND_SIZE) for label in column) + _HANDLE for column in filled]
+        if columns == 1 or (columns <= most and sum(widths) + _SPACING * (columns - 1) <= 72 * inches):
+            break
+    lines = max(sum(label.count('\n') + 1 for label in column) for column in filled)
+    return labels, columns, lines
+
+
+def wrapped(text: str, inches: float, size: float) -> str:
+    """A text on as many lines as it needs in a width."""
+    points = text_points(text, size)
+    if points <= 72 * inches:
+        return text
+    letters = max(8, int(len(text) * 72 * inches / points))
+    return '\n'.join(textwrap.wrap(text, letters, break_on_hyphens=False))
+
+
+def text_points(text: str, size: float) -> float:
+    """The width of the widest line of a text, in points."""
+    return max((TextPath((0, 0), line, size=size).get_extents().width for line in text.split('\n') if line), default=0)
+
+
+def axes_inches(axes: Axes) -> tuple[float, float]:
+    """About the width and the height that axes will have: the layout is made when the figure is drawn."""
+    place = axes.get_position()
+    width, height = axes.get_figure(root=True).get_size_inches()  # type: ignore[union-attr]
+    # The legend and the labels take more of low axes.
+    return place.width * width, max(0.5, 1.25 * place.height * height - 1.2)
+
+
+def plain(text: str) -> str:
+    """A text as matplotlib draws it letter by letter: without formulas, and not left out of a legend."""
+    text = text.replace('$', r'\$')
+    return f' {text}' if text.startswith('_') else text
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as a PNG file, atomically."""
+    """Writes a figure, atomically: as PDF or SVG where its path ends in .pdf or .svg, else as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    ending = path.suffix.lower()[1:]
     with context():
-        atomic_write(path, lambda file: figure.savefig(file, format='png'))
+        atomic_write(path, lambda file: figure.savefig(file, format=ending if ending in ('pdf', 'svg') else 'png'))

@@ -12,7 +12,17 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from RLM_clean.config import format_value, similar
-from RLM_clean.plots.style import own_axes, save, shades, steps_axis, styled
+from RLM_clean.plots.style import (
+    fitted_labels,
+    own_axes,
+    plain,
+    save,
+    shades,
+    steps_axis,
+    styled,
+    text_points,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from RLM_clean.sweep.results import Array, Results
@@ -39,7 +49,8 @@ def plot_sweep(results: Results, by: str | None = None) -> Figure:
     labels = [f'{by} = {format_value(value)}' for value in results.axes[by]] if by else ['all runs']
     colors = shades(len(labels))
 
-    figure = Figure(figsize=(1 + 4.2 * len(points), 7.2))
+    width = 1 + 4.2 * len(points)
+    figure = Figure(figsize=(width, 7.2))
     panels = figure.subplots(2, len(points), sharex=True, sharey='row', squeeze=False)
     values = {name: results.curves(name) for name in ('testloss', 'excess')} | {'floor': results['entropy']}
     for (upper, lower), point in zip(panels.T, points, strict=True):
@@ -53,12 +64,15 @@ def plot_sweep(results: Results, by: str | None = None) -> Figure:
             if len(floors):
                 upper.axhline(floors.mean(), color=color, ls='--', lw=1, zorder=1)
         title = ', '.join(f'{name} = {format_value(value)}' for name, (_, value) in zip(others, point, strict=True))
-        upper.set_title(title, loc='center')
+        upper.set_title(wrapped(plain(title), 3.8, 10.5), loc='center')
         steps_axis(lower)
         lower.set_yscale('log', nonpositive='mask')
     panels[0, 0].set_ylabel('test loss (nats); dashed: floor')
     panels[1, 0].set_ylabel('excess over the floor (nats)')
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=6)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    labels, columns, lines = fitted_labels([plain(label) for label in labels], width - 0.4, 6)
+    figure.set_figheight(7 + 0.19 * lines)
+    figure.legend(handles, labels, loc='outside lower center', ncols=columns, columnspacing=1.5)
     return figure
 
 
@@ -90,7 +104,10 @@ def excess_map(results: Results, rows: str = 'num_features', columns: str = 'bet
     values = results.mean('excess', over=[name for name in results.axes if name not in (rows, columns)])
     if names.index(rows) > names.index(columns):
         values = values.T
-    axes = own_axes(axes, (1.6 + 0.9 * values.shape[1], 1.4 + 0.6 * values.shape[0]))
+    names_of = {name: [format_value(value) for value in results.axes[name]] for name in (rows, columns)}
+    widest = {name: max(text_points(text, 9) for text in names_of[name]) / 72 for name in names_of}
+    size = (1.6 + widest[rows] + max(0.9, widest[columns] + 0.2) * values.shape[1], max(3.0, 1.4 + 0.6 * len(values)))
+    axes = own_axes(axes, size)
     norm = _log_norm(values)
     image = axes.imshow(np.ma.masked_invalid(values), norm=norm, origin='lower', aspect='auto')
     axes.grid(False)
@@ -98,8 +115,8 @@ def excess_map(results: Results, rows: str = 'num_features', columns: str = 'bet
         value = float(values[i, j])
         color = 'white' if float(norm(value)) < 0.6 else 'black'
         axes.text(j, i, f'{value:.2g}', ha='center', va='center', fontsize=9, color=color)
-    axes.set_xticks(range(values.shape[1]), [format_value(value) for value in results.axes[columns]])
-    axes.set_yticks(range(values.shape[0]), [format_value(value) for value in results.axes[rows]])
+    axes.set_xticks(range(values.shape[1]), names_of[columns])
+    axes.set_yticks(range(values.shape[0]), names_of[rows])
     axes.set_xlabel(columns)
     axes.set_ylabel(rows)
     axes.figure.colorbar(image, ax=axes, label='excess over the floor (nats)')

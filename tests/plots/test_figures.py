@@ -8,7 +8,6 @@ import re
 import sys
 import types
 from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
+from readable import assert_readable, box, legend_texts
+from small_runs import make_language, tiny
 
 from RLM_clean import plots
-from RLM_clean.analysis import counting
-from RLM_clean.config import Config
+from RLM_clean.analysis import baselines, counting
 from RLM_clean.datasets import RHM, RLM, TreeGrammar
 from RLM_clean.exact import correlations, entropies, inference, theory
 from RLM_clean.plots import style
@@ -33,6 +33,7 @@ DYNAMICS = [
     {'t': t, 'trainloss': 2.2 - 0.1 * i, 'testloss': 2.1 - 0.1 * i, 'excess': 1.1 - 0.1 * i}
     for i, t in enumerate((0, 1, 3, 10, 30, 100, 300))
 ]
+STEPS = [record['t'] for record in DYNAMICS]
 FLOORS = {0: (2.0, 0.0), 1: (1.5, 0.0), 3: (1.02, 0.01), 7: (1.0, 0.01)}
 
 SMALL = RLM(v=4, L=2, beta=1.5)
@@ -100,27 +101,6 @@ def numbers(data: Any) -> np.ndarray:
     return np.asarray(data, dtype=float)
 
 
-def box(artist: Any) -> Any:
-    return artist.get_window_extent(artist.figure.canvas.get_renderer())
-
-
-def overlapping(artists: list[Any], slack: float = 1.0) -> list[tuple[str, str]]:
-    """The pairs of artists whose boxes overlap by more than a pixel in both directions."""
-    boxes = [(str(artist), box(artist)) for artist in artists]
-    return [
-        (one, other)
-        for (one, a), (other, b) in combinations(boxes, 2)
-        if min(a.x1, b.x1) - max(a.x0, b.x0) > slack and min(a.y1, b.y1) - max(a.y0, b.y0) > slack
-    ]
-
-
-def labels_of(axis: Any) -> list[Any]:
-    """The visible tick labels of an axis."""
-    low, high = sorted(axis.get_view_interval())
-    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
-    return [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
-
-
 # ---------------------------------------------------------------------- all figures
 
 
@@ -146,19 +126,7 @@ def test_lines_of_several_kinds_have_a_legend(name: str) -> None:
 
 @pytest.mark.parametrize('name', FIGURES)
 def test_no_text_is_cut_or_overlaps_another(name: str) -> None:
-    figure = drawn(name)[0]
-    axes: Any
-    for axes in figure.axes:
-        around: list[Any] = [axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
-        texts = [text for text in (*around, *axes.texts) if text.get_text()]
-        texts += labels_of(axes.xaxis) + labels_of(axes.yaxis)
-        if axes.get_legend() is not None:
-            texts += [axes.get_legend()]
-        assert overlapping(texts) == []
-        for text in texts:
-            extent = box(text)
-            assert min(extent.x0, extent.y0) >= -1, text
-            assert extent.x1 <= figure.bbox.x1 + 1 and extent.y1 <= figure.bbox.y1 + 1, text
+    assert_readable(drawn(name)[0])
 
 
 @pytest.mark.parametrize('name', FIGURES)
@@ -230,13 +198,117 @@ def test_the_excess_is_on_log_axes_without_step_0_and_names_its_end() -> None:
 
 
 def test_the_picture_of_a_run_has_its_learning_curve_and_its_excess(tmp_path: Path) -> None:
-    language: Any = types.SimpleNamespace(floors=FLOORS, entropy=1.0)
     path = tmp_path / 'run.png'
     before = parameters()
-    plots.save_learning_curve(DYNAMICS, language, Config(outname=str(tmp_path / 'run')), path)
+    config = tiny(num_layers=1)
+    plots.save_learning_curve(DYNAMICS, make_language(config), config, path)
     assert parameters() == before
     height, width, _ = matplotlib.image.imread(path).shape
     assert (width, height) == (1430, 546)
+
+
+def test_the_picture_of_a_run_shows_counts_of_pairs_where_the_context_is_one_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def picture(records: list[dict[str, Any]] = DYNAMICS, **options: Any) -> Figure:
+        pictures: list[Figure] = []
+        monkeypatch.setattr('RLM_clean.plots.runs.save', lambda figure, path: pictures.append(figure))
+        config = tiny(**options)
+        plots.save_learning_curve(records, make_language(config), config, Path('run.png'))
+        return pictures[0]
+
+    for options in ({'num_layers': 1}, {'num_layers': 2, 'num_tokens': 2}):
+        figure = picture(**options)
+        language = make_language(tiny(**options))
+        expected = baselines.ngram_records(language.grammar, language.reference, tiny(**options), STEPS)
+        left, right = figure.axes
+        for axes, name, first in ((left, 'testloss', 0), (right, 'excess', 1)):
+            (line,) = [line for line in axes.get_lines() if line.get_label() == 'counts of pairs']
+            assert list(line.get_ydata()) == [record[name] for record in expected[first:]]
+            assert 'counts of pairs' in legend_texts(axes)
+            low, high = axes.get_ylim()
+            assert low < min(line.get_ydata()) and max(line.get_ydata()) < high
+        assert 'model' in legend_texts(right)
+        assert_readable(figure)
+    long = [{**record, 't': 10**6 * record['t']} for record in DYNAMICS]  # counting these would take long
+    for figure in (picture(num_layers=2), picture(long, num_layers=1), picture([], num_layers=1)):
+        assert 'counts of pairs' not in legend_texts(figure.axes[0])
+        assert figure.axes[1].get_legend() is None
+
+
+def test_two_learning_curves_on_one_axes_share_floors_and_have_a_name_each() -> None:
+    axes: Any = plots.learning_curve(DYNAMICS, FLOORS, 1.0, 'a run')
+    other = [{**record, 'testloss': record['testloss'] + 0.1} for record in DYNAMICS]
+    assert plots.learning_curve(other, FLOORS, 1.0, 'a run', axes) is axes
+    assert_readable(axes.figure)
+    floor = '$H_k$, best loss from the last k tokens'
+    assert legend_texts(axes) == ['run 1', 'run 2', 'training loss', floor]
+    assert axes.get_title('left') == 'a run'
+    for name, records in (('run 1', DYNAMICS), ('run 2', other)):
+        (line,) = [line for line in axes.get_lines() if line.get_label() == name]
+        assert list(line.get_ydata()) == [record['testloss'] for record in records]
+    levels = [float(line.get_ydata()[0]) for line in axes.get_lines() if len(line.get_xdata()) == 2]
+    assert sorted(levels) == sorted(value for value, _ in FLOORS.values())  # once
+    assert [text.get_text() for text in axes.texts].count('$H_{0}$ = 2.000') == 1
+    assert len(axes.patches) == 1
+
+    plots.learning_curve(DYNAMICS, {0: (2.0, 0.0), 1: (0.7, 0.0)}, 0.7, 'another run', axes, 'mine', 'black')
+    assert_readable(axes.figure)
+    assert legend_texts(axes) == ['a run', 'a run (2)', 'mine', 'training loss', 'floor of the run']
+    floors = [line for line in axes.get_lines() if len(line.get_xdata()) == 2]
+    assert [float(line.get_ydata()[0]) for line in floors] == [1.0, 1.0, 0.7]
+    assert [line.get_color() for line in floors] == [style.BLUE, style.ORANGE, 'black']
+    assert {text.get_text() for text in axes.texts} == {'1.000', '0.700'}
+    assert not axes.get_title('left') and not axes.patches
+
+
+def test_axes_keep_what_others_have_drawn_and_forget_curves_that_were_cleared() -> None:
+    axes: Any = style.panels()
+    (own,) = axes.plot([1, 100], [3.0, 0.5], label='my own line')
+    for _ in range(2):
+        plots.learning_curve(DYNAMICS, FLOORS, 1.0, 'a run', axes)
+        assert own in axes.get_lines() and 'my own line' in legend_texts(axes)
+        low, high = axes.get_ylim()
+        assert low < 0.5 and high > 3
+    axes.clear()
+    plots.learning_curve(DYNAMICS, FLOORS, 1.0, 'a run', axes)
+    assert legend_texts(axes)[:2] == ['training loss', 'test loss']
+
+
+def test_a_learning_curve_takes_a_name_and_a_colour() -> None:
+    axes = plots.learning_curve(DYNAMICS, FLOORS, 1.0, 'a run', label='mine', color='#123456')
+    assert legend_texts(axes)[0] == 'mine' and axes.get_lines()[1].get_color() == '#123456'
+    axes = plots.excess_curve(DYNAMICS, label='mine', color='#123456')
+    plots.excess_curve(DYNAMICS, axes, label='other')
+    assert legend_texts(axes) == ['mine', 'other']
+    assert [line.get_color() for line in axes.get_lines()] == ['#123456', style.BLUE]
+    assert [list(line.get_ydata()) for line in axes.get_lines()] == 2 * [[r['excess'] for r in DYNAMICS[1:]]]
+
+
+@pytest.mark.parametrize('size', [(3.5, 2.4), (5, 3), (7, 4.2), (14, 8)])
+def test_the_learning_curve_is_readable_at_every_size(size: tuple[float, float]) -> None:
+    axes: Any = style.panels(size=size)
+    assert_readable(plots.learning_curve(DYNAMICS, FLOORS, 1.0, 'a run', axes).figure)  # type: ignore[arg-type]
+    (shade,) = axes.patches
+    (note,) = [text for text in axes.texts if text.get_text().startswith('below the floor')]
+    assert box(shade).y0 - 1 <= box(note).y0 and box(note).y1 <= box(shade).y1 + 1
+
+
+def test_the_training_loss_of_an_offline_run_may_be_below_the_floor() -> None:
+    memorised = [{**record, 'trainloss': 0.1} for record in DYNAMICS]
+    axes: Any = plots.learning_curve(memorised, FLOORS, 1.0, 'a run')
+    assert_readable(axes.figure)
+    assert axes.get_ylim()[0] < 0.1
+
+
+def test_labels_of_floors_stay_beside_the_axes_where_many_are_close() -> None:
+    top = {k: (2.2 - 1e-3 * k, 0.0) for k in range(8)}
+    axes: Any = plots.learning_curve(DYNAMICS, {**top, 8: (1.0, 0.0)}, 1.0, 'a run')
+    assert_readable(axes.figure)
+    labels = [text for text in axes.texts if text.get_text().startswith('$H')]
+    heights = [box(text).y0 for text in sorted(labels, key=lambda text: -int(text.get_text()[4]))]
+    assert heights == sorted(heights) and len(labels) == 9  # in the order of the floors
+    assert max(box(text).y1 for text in labels) < box(axes.patch).y1 + 10
 
 
 # ---------------------------------------------------------------------- rules
