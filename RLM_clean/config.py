@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import hashlib
 import math
 import os
 import re
@@ -39,6 +40,20 @@ MODELS = ['transformer_mlm', 'transformer_clm', 'fcn']
 # Options that change where or how a run is computed, not what: a resumed run may set them anew.
 EXECUTION = frozenset({'outname', 'device', 'threads', 'compile', 'resume', 'tensorboard'})
 
+
+# How the name of a run says that an option differs from its default: a short code and the value, for texts the value
+# alone, for switches a word. In this order; what is left out is in the name anyway, or is not part of what a run is.
+NAME_CODES = {
+    'num_tokens': 'n', 'beta': 'b', 'num_synonyms': 'm', 'regime': '', 'objective': '', 'model': '', 'depth': 'depth',
+    'embedding_dim': 'd', 'num_heads': 'heads', 'ffwd_size': 'ff', 'tie_weights': 'tied', 'dropout': 'drop',
+    'optim': '', 'lr': 'lr', 'momentum': 'mom', 'weight_decay': 'wd', 'grad_clip': 'clip', 'scheduler': '',
+    'warmup_time': 'warm', 'decay_time': 'decay', 'batch_size': 'bs', 'accumulation': 'acc', 'input_format': '',
+    'whitening': 'white', 'dtype': '', 'test_size': 'test', 'loss_threshold': 'stop', 'print_freq': 'print',
+    'save_freq': 'save', 'checkpoints': 'ckpt', 'deterministic': 'det', 'seed_rules': 'sr', 'seed_sample': 'ss',
+    'seed_model': 'sm',
+}  # fmt: skip
+
+_LONGEST_CHANGES = 120
 
 # Options that say when a run ends, and nothing else: no batch and no learning rate depends on them.
 LENGTH = frozenset({'max_iters', 'max_epochs'})
@@ -83,7 +98,9 @@ class Config:
     max_epochs: int = option(100, 'data', 'stop after so many passes over the training set (regime offline)', POSITIVE)
     batch_size: int = option(64, 'data', 'sequences in a batch', POSITIVE)
     accumulation: int = option(1, 'data', 'batches whose gradients are averaged in one step', POSITIVE)
-    test_size: int = option(4096, 'data', 'fresh sequences in each evaluation', POSITIVE)
+    test_size: int = option(
+        4096, 'data', 'sequences in run.test_batch; records need none, they use exact posteriors', POSITIVE
+    )  # fmt: skip
     input_format: str = option('long', 'data', 'inputs as token indices or as one-hot rows', choices=('long', 'onehot'))
     whitening: int = option(
         0, 'data', '1: one-hot inputs minus 1/v, divided by their standard deviation', choices=(0, 1)
@@ -212,6 +229,36 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
+def run_name(config: Config, rep: str = '1') -> str:
+    """The name of a run: {dataset}_{v}L{L}_{rules}_ts{train_size}, what differs from the defaults, and `rep`.
+
+    `rules` is b{beta}, for the Random Hierarchy Model m{num_synonyms}. Two runs that differ in more than their length,
+    or in where and how they are computed, have different names.
+    """
+    c = config
+    rules = 'num_synonyms' if c.dataset == 'rhm' else 'beta'
+    parts = [c.dataset, f'{c.num_features}L{c.num_layers}', NAME_CODES[rules] + format_value(getattr(c, rules))]
+    parts.append(f'ts{c.train_size}')
+    changes = {name: value for name, value in config.changes().items() if name != rules}
+    return '_'.join([*parts, *name_parts(changes), rep])
+
+
+def name_parts(changes: dict[str, Any]) -> list[str]:
+    """What the name of a run says of options that differ from their defaults, in the order of NAME_CODES."""
+    parts = []
+    for name, code in NAME_CODES.items():
+        if name in changes:
+            value = changes[name]
+            if isinstance(value, bool):
+                parts.append(code if value else f'no{code}')
+            else:
+                parts.append(code + format_value(value).removeprefix('transformer_'))
+    said = '_'.join(parts)
+    if len(said) > _LONGEST_CHANGES:  # file systems allow names of 255 bytes
+        return [said[: _LONGEST_CHANGES - 9].rstrip('_'), hashlib.sha256(said.encode()).hexdigest()[:8]]
+    return parts
+
+
 def similar(name: str, names: Iterable[str]) -> str:
     """The remedy of an error about an unknown name: the nearest of the known names, or where they are listed."""
     close = difflib.get_close_matches(name, list(names), 1)
@@ -295,12 +342,19 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+def not_a_value(text: str, kind: str) -> str:
+    """The message for a text that is not a value of its kind; several values are answered with how to write them."""
+    if ',' in text or '..' in text:
+        return f'{text!r} is not {kind}: several values are a sweep, in code.sh as "1 2 3", or 1..3:5 for five of them'
+    return f'{text!r} is not {kind}: give one'
+
+
 def _reader(kind: type) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
             return kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f'{text!r} is not {_KIND_NAMES[kind]}: give one') from None
+            raise argparse.ArgumentTypeError(not_a_value(text, _KIND_NAMES[kind])) from None
 
     return read
 

@@ -63,7 +63,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and 'memory' not in str(error):
             raise
-        return _fail(f'memory ran out: lower batch_size={config.batch_size} or test_size={config.test_size}', 1)
+        return _fail(f'memory ran out: lower batch_size={config.batch_size} or the size of the model', 1)
     except KeyboardInterrupt:
         return _fail(f'stopped at once; the same command goes on from the last checkpoint of {config.outname}', 130)
     if result is not None and result.status != 'interrupted':
@@ -82,6 +82,7 @@ def summary(result: Outcome, config: Config) -> str:
             f'last test loss {last["testloss"]:.4f}, best {best["loss"]:.4f} at step {best["step"]} (nats)',
             f'floor {result.entropy:.4f}, excess over it {last["excess"]:.4f}{error}',
             f'results in {config.outname}.pt, learning curve in {config.outname}.png',
+            f'to look closer: outname = {config.outname!r} in main_test.ipynb, or RLM_clean.runs.load_run',
         )
     )
 

@@ -150,7 +150,7 @@ def test_code_sh_trains_once_and_again_only_with_resume_restart(code_sh: CodeSh,
 def test_a_bad_variable_comes_back_as_one_line_and_status_2(code_sh: CodeSh, home: Path):
     done = code_sh(python=REAL, **SMALL, lr='fast')
     assert (done.returncode, done.stdout) == (2, '')
-    assert done.stderr == "rlm-train: error: argument --lr: 'fast' is not a number: give one\n"
+    assert done.stderr == "code.sh: error: argument --lr: 'fast' is not a number: give one\n"
     assert not (home / 'results').exists()
 
 

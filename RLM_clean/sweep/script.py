@@ -16,14 +16,17 @@ import secrets
 import sys
 from collections.abc import Sequence
 from itertools import takewhile
+from typing import Any
 
-from RLM_clean.config import DEFAULTS, from_arguments, similar
-from RLM_clean.sweep.grid import SWITCHES
+from RLM_clean.config import DEFAULTS, EXECUTION, Config, from_arguments, name_parts, run_name, similar
+from RLM_clean.sweep.grid import SWITCHES, read_values
 
 Values = dict[str, str]
 
 _SWITCHES = [name for name, default in DEFAULTS.items() if isinstance(default, bool)]
 _SEEDS = ('seed_rules', 'seed_sample', 'seed_model')
+# Unlike a run, a sweep cannot be made longer: its length is part of its name.
+_LENGTH_CODES = {'max_iters': 'it', 'max_epochs': 'ep'}
 _RESOURCES = ('partition', 'minutes', 'memory', 'gpus', 'cpus', 'notice')
 _RANGE = re.compile(r'\.\..*:')
 
@@ -33,9 +36,9 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     try:
         if words[:1] == ['--check']:
-            read_values(words[1:])
+            read_words(words[1:])
             return 0
-        values = draw_seeds(read_values(words))
+        values = draw_seeds(read_words(words))
         varied = [name for name in _options(values) if is_several(values[name])]
         dry_run = is_on('dry_run', values['dry_run'])
         if varied or values['repetitions']:
@@ -43,15 +46,17 @@ def main(words: Sequence[str] | None = None) -> int:
 
             return start_sweep(sweep_words(values, varied) + (['--dry-run'] if dry_run else []))
         line = run_words(values)
+        if dry_run:
+            return list_run(line)
+        from RLM_clean.main import main as start_run
+
+        return start_run(line)
     except ValueError as error:
         with contextlib.suppress(OSError):
             print(f'code.sh: error: {error}', file=sys.stderr)
         return 2
-    if dry_run:
-        return list_run(line)
-    from RLM_clean.main import main as start_run
-
-    return start_run(line)
+    except KeyboardInterrupt:  # while torch is imported
+        return 130
 
 
 def list_run(line: Sequence[str]) -> int:
@@ -75,7 +80,7 @@ def list_run(line: Sequence[str]) -> int:
 # ---------------------------------------------------------------------- words to values
 
 
-def read_values(words: Sequence[str]) -> Values:
+def read_words(words: Sequence[str]) -> Values:
     """The variables of code.sh, each replaced by the argument of its name where there is one.
 
     Raises ValueError with one sentence for an argument that cannot be read.
@@ -139,8 +144,39 @@ def is_on(name: str, value: str) -> bool:
 
 
 def run_words(values: Values) -> list[str]:
-    """The command line of one run."""
-    return [f'--outname={values["outname"] or values["results_dir"] + "/" + run_name(values)}', *_option_words(values)]
+    """The command line of one run.
+
+    Without an outname its name is made of its options, in results_dir. A run that an earlier version began there under
+    its shorter name keeps that.
+    """
+    words = _option_words(values)
+    if values['outname']:
+        return [f'--outname={values["outname"]}', *words]
+    folder, rep = values['results_dir'], check_rep(values['rep'])
+    config = from_arguments([f'--outname={folder}/run', *words], prog='code.sh')
+    outname, before = f'{folder}/{run_name(config, rep)}', f'{folder}/{first_name(values)}'
+    if before != outname and _is_begun(before, config) and not _is_begun(outname, config):
+        outname = before
+    return [f'--outname={outname}', *words]
+
+
+def _is_begun(outname: str, config: Config) -> bool:
+    """Whether there is a run of these options under a name."""
+    from RLM_clean.runs.files import RunFiles
+
+    files = RunFiles(outname)
+    if not files.config.exists():
+        return False
+    with contextlib.suppress(ValueError):
+        return config.first_difference(files.load_config(tensors=False)['config']) is None
+    return False
+
+
+def check_rep(rep: str) -> str:
+    """The number of a repetition, which is part of a name. Raises ValueError for what cannot be one."""
+    if not re.fullmatch(r'[\w.-]+', rep):
+        raise ValueError(f'rep={rep} is not valid: use a number; for several runs with other seeds use repetitions=2')
+    return rep
 
 
 def sweep_words(values: Values, varied: Sequence[str]) -> list[str]:
@@ -177,21 +213,52 @@ def _options(values: Values) -> list[str]:
 # ---------------------------------------------------------------------- names
 
 
-def run_name(values: Values) -> str:
-    """{dataset}_{v}L{L}_{rules}_ts{train_size}_{rep}: the name of a run's files."""
+def first_name(values: Values) -> str:
+    """{dataset}_{v}L{L}_{rules}_ts{train_size}_{rep}: the name that the first version gave to a run."""
     v = values
     return f'{v["dataset"]}_{v["num_features"]}L{v["num_layers"]}_{_rules(v)}_ts{v["train_size"]}_{v["rep"]}'
 
 
 def sweep_name(values: Values, varied: Sequence[str]) -> str:
-    """The folder of a sweep: what its runs share, as in `run_name`, then the options that vary."""
+    """The folder of a sweep: what its runs share, as in `run_name`, then the options that vary.
+
+    A sweep that an earlier version began in results_dir under a shorter name keeps that.
+    """
+    changes = {name: value for name, value in _shared(values, varied).items() if value != DEFAULTS[name]}
+    rules = 'num_synonyms' if values['dataset'] == 'rhm' else 'beta'
+    parts = name_parts({name: value for name, value in changes.items() if name != rules})
+    parts += [f'{code}{changes[name]}' for name, code in _LENGTH_CODES.items() if name in changes]
+    before = _sweep_name(values, varied, [])
+    return before if _is_begun_sweep(values, varied, before) else _sweep_name(values, varied, parts)
+
+
+def _sweep_name(values: Values, varied: Sequence[str], changes: list[str]) -> str:
     v = values
     size = '' if 'num_features' in varied else v['num_features']
     size += '' if 'num_layers' in varied else f'L{v["num_layers"]}'
     parts = ['languages' if 'dataset' in varied else v['dataset'], size]
     parts += [] if is_several(_rules(v)) else [_rules(v)]
     parts += [] if 'train_size' in varied else [f'ts{v["train_size"]}']
-    return '_'.join([part for part in parts if part] + [v['rep'], 'over', *(varied or ['seeds'])])
+    return '_'.join([part for part in parts if part] + [*changes, check_rep(v['rep']), 'over', *(varied or ['seeds'])])
+
+
+def _shared(values: Values, varied: Sequence[str]) -> dict[str, Any]:
+    """The values of the options that all runs of a sweep share; num_tokens only where it is given."""
+    names = [name for name in _options(values) if name not in varied and name not in EXECUTION]
+    return {name: read_values(name, values[name])[0] for name in names if values[name].strip()}
+
+
+def _is_begun_sweep(values: Values, varied: Sequence[str], name: str) -> bool:
+    """Whether results_dir has a sweep of that name whose runs share the same options."""
+    from RLM_clean.sweep.plan import plan_file, read_plan
+
+    folder = f'{values["results_dir"]}/{name}'
+    if not plan_file(folder).exists():
+        return False
+    with contextlib.suppress(ValueError):
+        stored = read_plan(folder).options
+        return all(stored.get(name, DEFAULTS[name]) == value for name, value in _shared(values, varied).items())
+    return False
 
 
 def _rules(values: Values) -> str:

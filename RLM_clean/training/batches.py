@@ -16,7 +16,7 @@ class BatchFeed:
 
     def __init__(self, grammar: TreeGrammar, config: Config, device: torch.device) -> None:
         self.grammar, self.config, self.device = grammar, config, device
-        tokens = config.batch_size * config.accumulation * 2**config.num_layers
+        tokens = config.batch_size * config.accumulation * (config.context_size + 1)
         self.chunk = max(1, min(STEPS_AHEAD, TOKENS_AHEAD // tokens))
         self.first = -1
 
@@ -28,7 +28,12 @@ class BatchFeed:
         accumulation = self.config.accumulation
         first = step - step % self.chunk
         if first != self.first:
-            batches = self.grammar.batches(first * accumulation, self.chunk * accumulation, self.config.batch_size)
+            batches = self.grammar.batches(
+                first * accumulation,
+                self.chunk * accumulation,
+                self.config.batch_size,
+                last=self.config.num_tokens,
+            )
             # Contiguous, so that each batch is one block of memory.
             self.inputs, self.targets = (
                 x.contiguous().to(self.device).unflatten(0, (self.chunk, accumulation))

@@ -109,9 +109,9 @@ def memory_needs(config: Config) -> list[Need]:
     c = config
     levels = c.num_layers if c.dataset == 'rhm' else 1
     # An entry of the rules takes 4 bytes, 8 in the sampler's tables, and 8 in the float64 rules of exact inference,
-    # which floors from more than one token need.
+    # which floors from more than one token need; all three are kept.
     entry = 12 + (8 if c.context_size > 1 else 0)
-    sequence = 8 * 2**c.num_layers
+    sequence = 8 * (c.context_size + 1)
     batch = c.accumulation * c.batch_size
     ahead = 3 * min(STEPS_AHEAD * batch * sequence, 8 * TOKENS_AHEAD)  # sequences, inputs, and a copy to work on
     positions = c.context_size if c.objective == 'all' else 1

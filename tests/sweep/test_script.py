@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 from helpers import ROOT, SMALL
+from small_runs import TINY, tiny, train
 
 from RLM_clean import main as run_module
 from RLM_clean.config import Config, from_arguments
@@ -108,7 +111,9 @@ def test_every_variable_reaches_the_run(asked: Asked) -> None:
         'beta': 0.5, 'compile': 'off',
     }  # fmt: skip
     switches = {'checkpoints': 0, 'tie_weights': 1, 'deterministic': 'yes', 'tensorboard': 'no'}
-    outname = 'out/rhm_16L3_m4_ts256_7'
+    changes = 'b0.5_offline_all_clm_depth2_d12_heads3_ff2_tied_drop0.25_adam_lr0.01_mom0.5_wd0.1_clip1.5_cosin'
+    changes += 'e_warm3_decay50_200cb60a'  # the end is a hash of the whole
+    outname = f'out/rhm_16L3_m4_ts256_{changes}_7'
     expected = Config(outname=outname, **options, checkpoints=False, tie_weights=True, deterministic=True)  # type: ignore[arg-type]
     variables = {**options, **switches, 'rep': 7, 'results_dir': 'out'}
     assert asked.config(**variables) == expected
@@ -131,7 +136,13 @@ def test_an_empty_scheduler_is_a_constant_rate(asked: Asked) -> None:
         ({}, 'results/rlm_128L1_b2_ts32768_1'),
         ({'beta': '2.0'}, 'results/rlm_128L1_b2_ts32768_1'),
         ({'beta': '0.50'}, 'results/rlm_128L1_b0.5_ts32768_1'),
-        ({'beta': '1e-3'}, 'results/rlm_128L1_b1e-3_ts32768_1'),
+        ({'beta': '1e-3'}, 'results/rlm_128L1_b0.001_ts32768_1'),
+        ({'max_iters': 5, 'threads': 2, 'compile': 'off'}, 'results/rlm_128L1_b2_ts32768_1'),
+        ({'num_layers': 3, 'num_tokens': 8}, 'results/rlm_128L3_b2_ts32768_1'),
+        ({'num_layers': 3, 'num_tokens': 4}, 'results/rlm_128L3_b2_ts32768_n4_1'),
+        ({'seed_rules': 7, 'checkpoints': 0}, 'results/rlm_128L1_b2_ts32768_nockpt_sr7_1'),
+        ({'depth': 3, 'optim': 'adam', 'lr': '2e-3'}, 'results/rlm_128L1_b2_ts32768_depth3_adam_lr0.002_1'),
+        ({'dataset': 'rhm', 'beta': 3}, 'results/rhm_128L1_m8_ts32768_b3_1'),
         ({'beta': 1.5, 'rep': 2}, 'results/rlm_128L1_b1.5_ts32768_2'),
         ({'num_features': 32, 'num_layers': 4, 'train_size': 1024}, 'results/rlm_32L4_b2_ts1024_1'),
         ({'dataset': 'rhm', 'num_features': 16, 'num_layers': 2}, 'results/rhm_16L2_m8_ts32768_1'),
@@ -142,6 +153,66 @@ def test_an_empty_scheduler_is_a_constant_rate(asked: Asked) -> None:
 )
 def test_the_name_of_the_files_says_what_the_run_is(variables: dict[str, object], outname: str, asked: Asked) -> None:
     assert asked.config(**variables).outname == outname
+
+
+def test_different_commands_never_meet_in_one_file(asked: Asked) -> None:
+    """Each option on its own, and in pairs; what changes only length, place or speed of a run is left out."""
+    changes: list[dict[str, object]] = [
+        {}, {'dataset': 'rhm'}, {'num_features': 64}, {'num_layers': 2}, {'beta': 3}, {'beta': 0.3},
+        {'regime': 'offline'}, {'train_size': 99}, {'batch_size': 32}, {'accumulation': 2}, {'test_size': 9}, {'input_format': 'onehot'},
+        {'input_format': 'onehot', 'whitening': 1}, {'model': 'fcn'}, {'model': 'transformer_clm'}, {'depth': 2},
+        {'embedding_dim': 2}, {'embedding_dim': 32}, {'num_heads': 2}, {'ffwd_size': 2}, {'dropout': 0.1},
+        {'tie_weights': 1}, {'optim': 'adam'}, {'lr': 2}, {'lr': 0.2}, {'momentum': 0}, {'weight_decay': 0.1},
+        {'grad_clip': 1}, {'scheduler': 'none'}, {'scheduler': 'cosine'}, {'warmup_time': 2}, {'decay_time': 2},
+        {'loss_threshold': 0}, {'seed_rules': 2}, {'seed_sample': 2}, {'seed_model': 2}, {'print_freq': 2},
+        {'save_freq': 3}, {'checkpoints': 0}, {'dtype': 'bfloat16'}, {'deterministic': 1}, {'rep': 2},
+        {'num_layers': 2, 'num_tokens': 2}, {'num_layers': 2, 'num_tokens': 3},
+    ]  # fmt: skip
+    names: dict[str, dict[str, object]] = {}
+    for first, second in itertools.combinations_with_replacement(changes, 2):
+        with contextlib.suppress(SystemExit):  # options that cannot be combined
+            config = asked.config(**{**first, **second})
+            options = {**config.to_dict(), 'outname': '', 'rep': (first | second).get('rep', 1)}
+            assert names.setdefault(config.outname, options) == options, (first, second)
+    assert len(names) > 700
+
+
+def test_a_run_of_the_first_version_is_found_under_its_name(
+    asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    old = tiny('results/rlm_8L2_b2_ts32768_1')
+    train(old)
+    variables = {name: getattr(old, name) for name in TINY}
+    assert asked.config(**variables).outname == old.outname
+    assert asked.config(**{**variables, 'max_iters': 99}).outname == old.outname  # it can be made longer
+    other = asked.config(**{**variables, 'seed_rules': 5}).outname
+    assert other != old.outname and other.startswith('results/rlm_8L2_b2_ts32768_')
+
+
+@pytest.mark.parametrize(
+    ('variables', 'message'),
+    [
+        ({'rep': '1 2'}, 'rep=1 2 is not valid: use a number; for several runs with other seeds use repetitions=2'),
+        ({'rep': 'a/b'}, 'rep=a/b is not valid'),
+        (
+            {'beta': '1..3'},
+            'argument --beta: \'1..3\' is not a number: several values are a sweep, in code.sh as "1 2 3"',
+        ),
+        ({'beta': '1,2,3'}, "'1,2,3' is not a number: several values are a sweep"),
+        ({'depth': '1,2'}, "'1,2' is not a whole number: several values are a sweep"),
+        ({'lr': 'fast'}, "'fast' is not a number: give one"),
+    ],
+)
+def test_a_bad_value_is_answered_with_how_to_write_it(
+    variables: dict[str, object], message: str, asked: Asked, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        assert asked(**variables) == 2
+    except SystemExit as stop:
+        assert stop.code == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1 and error.startswith('code.sh: error: ')
 
 
 def test_random_seeds_are_drawn_and_printed(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +234,7 @@ def test_random_seeds_are_drawn_and_printed(asked: Asked, capsys: pytest.Capture
 )
 def test_arguments_win_over_variables(arguments: list[str], asked: Asked) -> None:
     config = asked.config(*arguments, beta=3)
-    assert config.beta == 1.5 and config.outname == 'results/rlm_128L1_b1.5_ts32768_1'
+    assert config.beta == 1.5 and config.outname.startswith('results/rlm_128L1_b1.5_ts32768_')
 
 
 def test_switches_may_be_given_without_a_value(asked: Asked) -> None:
@@ -216,14 +287,14 @@ def test_names_of_arguments_are_checked_without_torch(defaults: list[str]) -> No
 
 def test_several_values_and_repetitions_make_a_sweep(asked: Asked) -> None:
     plan, _ = asked.plan(beta='0.8 1.2 1.8 2.4', num_features='32 64', repetitions=8, max_iters=25000)
-    assert plan.folder == Path('results/rlm_L1_ts32768_1_over_num_features_beta')
+    assert plan.folder == Path('results/rlm_L1_ts32768_it25000_1_over_num_features_beta')
     assert [(axis.names, axis.points) for axis in plan.axes] == [
         (('num_features',), ((32,), (64,))),
         (('beta',), ((0.8,), (1.2,), (1.8,), (2.4,))),
     ]
     assert plan.repetitions == 8 and len(plan.runs) == 64
     assert plan.runs[0].config == Config(
-        outname='results/rlm_L1_ts32768_1_over_num_features_beta/num_features32_beta0.8_r1',
+        outname='results/rlm_L1_ts32768_it25000_1_over_num_features_beta/num_features32_beta0.8_r1',
         beta=0.8, num_features=32, max_iters=25000, threads='1', **repetition_seeds(0, 1),  # type: ignore[arg-type]
     )  # fmt: skip
 
@@ -249,7 +320,8 @@ def test_a_sweep_takes_ranges_switches_depths_and_seeds(asked: Asked) -> None:
         ({'num_layers': '1 2', 'num_features': '8 16'}, 'results/rlm_b2_ts32768_1_over_num_features_num_layers'),
         ({'dataset': 'rlm rhm'}, 'results/languages_128L1_b2_ts32768_1_over_dataset'),
         ({'dataset': 'rhm', 'num_synonyms': '2 4'}, 'results/rhm_128L1_ts32768_1_over_num_synonyms'),
-        ({'train_size': '64 128', 'regime': 'offline'}, 'results/rlm_128L1_b2_1_over_train_size'),
+        ({'train_size': '64 128', 'regime': 'offline'}, 'results/rlm_128L1_b2_offline_1_over_train_size'),
+        ({'beta': '1 2', 'lr': '1e-2', 'max_iters': 90}, 'results/rlm_128L1_ts32768_lr0.01_it90_1_over_beta'),
         ({'num_tokens': '2 4', 'beta': '1 2', 'num_layers': 2}, 'results/rlm_128L2_ts32768_1_over_beta_num_tokens'),
         ({'tie_weights': '0 1', 'lr': '1 2'}, 'results/rlm_128L1_b2_ts32768_1_over_lr_tie_weights'),
         ({'depth': '1 2', 'outname': 'mine/sweep'}, 'mine/sweep'),
@@ -284,13 +356,13 @@ def test_a_dry_run_of_one_run_says_what_would_run_and_writes_nothing(
     assert script.main([*defaults, '--', *small, 'dry_run=1', 'beta=2.0']) == 0
     assert capsys.readouterr().out.splitlines() == [
         'options: num_features=8 test_size=32 embedding_dim=8 max_iters=4, all others at their defaults',
-        'results/rlm_8L1_b2_ts32768_1  to train',
+        'results/rlm_8L1_b2_ts32768_d8_test32_1  to train',
     ]
     assert list(tmp_path.iterdir()) == []
     (tmp_path / 'results').mkdir()
-    RunFiles('results/rlm_8L1_b2_ts32768_1').final.touch()
+    RunFiles('results/rlm_8L1_b2_ts32768_d8_test32_1').final.touch()
     assert script.main([*defaults, '--', *small, '--dry_run']) == 0
-    assert capsys.readouterr().out.endswith('results/rlm_8L1_b2_ts32768_1  there already\n')
+    assert capsys.readouterr().out.endswith('results/rlm_8L1_b2_ts32768_d8_test32_1  there already\n')
 
 
 @pytest.mark.parametrize(
