@@ -4,8 +4,8 @@
 for the life of the process under what it computes, so the runs of a process that take the same step share it.
 
 One call into torch is not public: `torch._inductor.compile`. Its programs check nothing when they are called: a default
-step takes a fifth less time than by the public `torch.compile` (docs/benchmarks.md, "compile"). Where torch lacks it, or
-where it fails, `torch.compile` is used.
+step takes a fifth less time than by the public `torch.compile` (docs/benchmarks.md, "compile"). Where torch lacks it,
+or where it fails, `torch.compile` is used.
 """
 
 from __future__ import annotations

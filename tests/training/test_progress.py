@@ -153,16 +153,17 @@ def test_a_run_says_its_floors_its_records_and_its_results(
     losses = [float(re.findall(r'test (\d\.\d{4})', line)[0]) for line in records]
     steps = [int(re.findall(r'step +(\d+)/', line)[0]) for line in records]
     best = min(losses)
-    assert lines[-4:] == [
+    assert lines[-5:] == [
         'done at step 24',
         f'last test loss {losses[-1]:.4f}, best {best:.4f} at step {steps[losses.index(best)]} (nats)',
         f'floor {floor}, excess over it {re.findall("excess (.*?) ", records[-1])[0]} (exact)',
         f'results in {outname}.pt, learning curve in {outname}.png',
+        f"to look closer: outname = '{outname}' in main_test.ipynb, or RLM_clean.runs.load_run",
     ]
     run_main(monkeypatch, outname=outname)
     again = capsys.readouterr().out.splitlines()
     assert again[0] == lines[0] and again[0].startswith('options: num_features=8 num_layers=2')
-    assert again[1:] == ['complete at step 24; it is not trained again (resume=restart does that)', *lines[-3:]]
+    assert again[1:] == ['complete at step 24; it is not trained again (resume=restart does that)', *lines[-4:]]
 
 
 def test_a_run_on_a_terminal_shows_a_bar_and_the_same_last_lines(
@@ -174,7 +175,7 @@ def test_a_run_on_a_terminal_shows_a_bar_and_the_same_last_lines(
     lines = terminal.getvalue().replace('\r', '\n').splitlines()
     assert [line for line in lines if line.startswith('step ')] == []
     assert any('24/24' in line and 'excess=' in line for line in lines)
-    assert lines[-4] == 'done at step 24' and lines[-1].startswith('results in')
+    assert lines[-5] == 'done at step 24' and lines[-2].startswith('results in')
 
 
 def test_the_summary_gives_the_error_of_a_sampled_excess() -> None:
