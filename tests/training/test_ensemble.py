@@ -190,7 +190,7 @@ def test_a_run_that_diverges_stops_no_other(tmp_path: Path) -> None:
 def test_a_run_that_cannot_begin_stops_no_other(tmp_path: Path) -> None:
     """Files of other options; a folder that is a file; a picture that cannot be drawn."""
     configs = group(tmp_path)
-    train(replace(configs[0], max_iters=3))
+    train(replace(configs[0], test_size=99))
     (tmp_path / '1').write_text('')
     results = train_together(configs)
     assert [type(results[config.outname]) for config in configs] == [ValueError, ValueError, Outcome, Outcome]
