@@ -49,10 +49,10 @@ class DrawnOnce(RLM):
 
     drawn: tuple[Tensor, Tensor] | None = None
 
-    def batches(self, step: int, num_steps: int, *arguments: Any) -> tuple[Tensor, Tensor]:
+    def batches(self, step: int, num_steps: int, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
         """The same batches for any step."""
         if self.drawn is None or len(self.drawn[0]) != num_steps:
-            self.drawn = super().batches(0, num_steps, *arguments)
+            self.drawn = super().batches(0, num_steps, *arguments, **options)
         return self.drawn
 
 
