@@ -15,8 +15,8 @@ from helpers import ROOT
 # The pages whose commands and snippets are run, in this order.
 PAGES = ['README.md', 'CONTRIBUTING.md', *sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'docs').glob('*.md'))]
 
-# The length of a run that names none: variables of code.sh.
-SHORT = {'max_iters': '20', 'test_size': '256', 'workers': '1', 'PYTHONWARNINGS': 'ignore'}
+# The length of a run that names none: variables of code.sh. It is not part of the name of a run's files.
+SHORT = {'max_iters': '20', 'workers': '1', 'PYTHONWARNINGS': 'ignore'}
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ SHORTER = [
     (r'\b(beta=)([\d.]+,[\d.]+)[\d.,]*', r'\1\2'),
     (r'\b(beta = \[)([\d.]+, [\d.]+)[\d., ]*', r'\1\2'),
     (r':\d+log', ':2log'),
-    (r'(-m RLM_clean\.sweep --outname .*?)( --max_iters 20)?$', r'\1 --max_iters 20 --test_size 256 --workers 1'),
+    (r'(-m RLM_clean\.sweep --outname .*?)( --max_iters 20)?$', r'\1 --max_iters 20 --workers 1'),
     # A cluster is not at hand: the command is read, and lists what it would submit.
     (r'(--launcher slurm .*)', r'\1 --dry-run'),
     # test_benchmarks.py runs each of them.
