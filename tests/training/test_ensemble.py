@@ -188,7 +188,7 @@ def test_a_run_that_diverges_stops_no_other(tmp_path: Path) -> None:
 
 
 def test_a_run_that_cannot_begin_stops_no_other(tmp_path: Path) -> None:
-    """Files of other options; a folder that is a file; a picture that cannot be drawn."""
+    """Files of other options; a folder that is a file."""
     configs = group(tmp_path)
     train(replace(configs[0], test_size=99))
     (tmp_path / '1').write_text('')
@@ -227,7 +227,8 @@ def broken_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_group_that_could_not_be_compiled_says_so_in_its_files(tmp_path: Path, broken_compiler: None) -> None:
-    configs, lines = group(tmp_path), []
+    lines: list[str] = []
+    configs = group(tmp_path)
     assert statuses(train_together(configs, lines.append)) == ['done'] * 4
     assert lines.count('the step could not be compiled (C++ compile error): the runs go on without') == 1
     for config in configs:
