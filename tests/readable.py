@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 def box(artist: Any) -> Any:
     """Where an artist of a figure that was drawn is, in pixels."""
-    return artist.get_window_extent(artist.get_figure(root=True).canvas.get_renderer())
+    return artist.get_window_extent(artist.figure.canvas.get_renderer())
 
 
 def overlapping(artists: list[Any], slack: float = 1.0) -> list[tuple[str, str]]:
@@ -48,7 +48,8 @@ def assert_readable(figure: Figure) -> None:
     """No text of a figure is cut or covers another, in any of its axes and between them, its legends included."""
     FigureCanvasAgg(figure).draw()
     texts = [text for axes in figure.axes for text in texts_of(axes)] + figure.legends
-    assert overlapping(texts) == []
+    covered = overlapping(texts)
+    assert covered == [], covered
     inside: list[Any] = [*texts, *(text for legend in figure.legends for text in legend.get_texts())]
     for text in inside:
         extent = box(text)

@@ -37,7 +37,6 @@ class _Found:
     entropy: float
 
 
-@styled
 def compare(runs: AnyRun | Iterable[AnyRun]) -> Figure:
     """The test loss and the excess (nats) of several runs against the step, one colour for each run.
 
@@ -61,6 +60,7 @@ def compare(runs: AnyRun | Iterable[AnyRun]) -> Figure:
     return _draw(curves)
 
 
+@styled
 def _draw(curves: Sequence[Curve]) -> Figure:
     """Losses and excess side by side, with one legend below both, for which the figure grows."""
     figure = Figure(figsize=(_WIDTH, 4.2))

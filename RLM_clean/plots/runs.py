@@ -224,17 +224,21 @@ def _spread_limits(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _right_labels(axes: Axes, labels: Sequence[tuple[float, str, Any]]) -> None:
-    """Writes `(value, text, colour)` to the right of axes, each beside its value or as near as the others let it."""
+    """Writes `(value, text, colour)` to the right of axes, each beside its value or as near as the others let it.
+
+    More labels than fit beside the axes are left out: their values are where the lines cross the axis.
+    """
     low, high = axes.get_ylim()
     labels = sorted(labels, key=lambda label: label[0])
     apart = 0.17 / axes_inches(axes)[1]  # a line of text, as a fraction of the height
+    if apart * (len(labels) - 1) > 1:
+        return
     places: list[float] = []
     for value, _, _ in labels:
         places.append(max((value - low) / (high - low), places[-1] + apart if places else 0.0))
-    above = math.inf  # the same from above, for what was pushed out of the axes
+    above = 1.0 + apart  # the same from above, for what was pushed out of the axes
     for i in reversed(range(len(places))):
-        places[i] = min(places[i], max(1.0, apart * (len(places) - 1)) if math.isinf(above) else above - apart)
-        above = places[i]
+        above = places[i] = min(places[i], above - apart)
     for (_, text, color), place in zip(labels, places, strict=True):
         axes.annotate(text, (1.01, place), xycoords='axes fraction', va='center', fontsize=9, color=color)
 

@@ -12,9 +12,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
+from matplotlib import cbook
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.textpath import TextPath
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from matplotlib.transforms import ScaledTranslation
 
 from RLM_clean.runs.storage import atomic_write
@@ -83,9 +86,9 @@ def steps_axis(axes: Axes) -> None:
     axes.set_xlabel('step')
 
 
-def line_colors(number: int) -> list[Any]:
+def line_colors(number: int) -> list[str]:
     """Colours for lines that have no order: the first ones of the style, or shades where there are more lines."""
-    return list(MORE[:number]) if number <= len(MORE) else shades(number)
+    return list(MORE[:number]) if number <= len(MORE) else [to_hex(color) for color in shades(number)]
 
 
 def legend_below(axes: Axes, columns: int = 5) -> None:
@@ -93,7 +96,7 @@ def legend_below(axes: Axes, columns: int = 5) -> None:
     handles, labels = axes.get_legend_handles_labels()
     labels, columns, _ = fitted_labels(labels, 1.1 * axes_inches(axes)[0], columns)
     # A distance in inches: in a fraction of the height the legend of small axes would cover their labels.
-    below = axes.transAxes + ScaledTranslation(0, -0.5, axes.get_figure(root=True).dpi_scale_trans)  # type: ignore[union-attr]
+    below = axes.transAxes + ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)
     axes.legend(
         handles, labels, loc='upper left', bbox_to_anchor=(-0.02, 0), bbox_transform=below, borderaxespad=0,
         ncols=columns, columnspacing=1.5,
@@ -106,37 +109,41 @@ def fitted_labels(labels: Sequence[str], inches: float, most: int) -> tuple[list
     There are `most` columns at most. Labels that are wider than a whole line are wrapped.
     """
     labels = [wrapped(label, inches - _HANDLE / 72, _LEGEND_SIZE) for label in labels]
+    widths = [text_points(label, _LEGEND_SIZE) + _HANDLE for label in labels]
     for rows in range(1, len(labels) + 1):
         columns = math.ceil(len(labels) / rows)
         # A legend is filled column by column, the first ones with a row more where the last row is not full.
-        filled = [[labels[i] for i in places] for places in np.array_split(np.arange(len(labels)), columns)]
-        widths = [max(text_points(label, _LEGEND_SIZE) for label in column) + _HANDLE for column in filled]
-        if columns == 1 or (columns <= most and sum(widths) + _SPACING * (columns - 1) <= 72 * inches):
+        filled = np.array_split(np.arange(len(labels)), columns)
+        width = sum(max(widths[i] for i in column) for column in filled) + _SPACING * (columns - 1)
+        if columns == 1 or (columns <= most and width <= 72 * inches):
             break
-    lines = max(sum(label.count('\n') + 1 for label in column) for column in filled)
+    lines = max(sum(labels[i].count('\n') + 1 for i in column) for column in filled)
     return labels, columns, lines
 
 
 def wrapped(text: str, inches: float, size: float) -> str:
     """A text on as many lines as it needs in a width."""
-    points = text_points(text, size)
-    if points <= 72 * inches:
-        return text
-    letters = max(8, int(len(text) * 72 * inches / points))
-    return '\n'.join(textwrap.wrap(text, letters, break_on_hyphens=False))
+    lines, letters = text, len(text)
+    while text_points(lines, size) > 72 * inches and letters > 8:
+        letters = min(letters - 1, int(letters * 72 * inches / text_points(lines, size)) + 1)
+        lines = '\n'.join(textwrap.wrap(text, max(8, letters), break_on_hyphens=False))
+    return lines
 
 
+@functools.lru_cache(maxsize=1024)
 def text_points(text: str, size: float) -> float:
-    """The width of the widest line of a text, in points."""
-    return max((TextPath((0, 0), line, size=size).get_extents().width for line in text.split('\n') if line), default=0)
+    """The width of the widest line of a text, in points; a little more, since letters are drawn on whole pixels."""
+    font = FontProperties(size=size)
+    lines = [(line, cbook.is_math_text(line)) for line in text.split('\n') if line]
+    widths = [text_to_path.get_text_width_height_descent(line, font, formula)[0] for line, formula in lines]
+    return 1.05 * max(widths, default=0)
 
 
 def axes_inches(axes: Axes) -> tuple[float, float]:
     """About the width and the height that axes will have: the layout is made when the figure is drawn."""
-    place = axes.get_position()
-    width, height = axes.get_figure(root=True).get_size_inches()  # type: ignore[union-attr]
+    width, height = axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi
     # The legend and the labels take more of low axes.
-    return place.width * width, max(0.5, 1.25 * place.height * height - 1.2)
+    return width, max(0.5, 1.25 * height - 1.2)
 
 
 def plain(text: str) -> str:

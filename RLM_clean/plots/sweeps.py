@@ -70,8 +70,8 @@ def plot_sweep(results: Results, by: str | None = None) -> Figure:
     panels[0, 0].set_ylabel('test loss (nats); dashed: floor')
     panels[1, 0].set_ylabel('excess over the floor (nats)')
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    labels, columns, lines = fitted_labels([plain(label) for label in labels], width - 0.4, 6)
-    figure.set_figheight(7 + 0.19 * lines)
+    labels, columns, rows = fitted_labels([plain(label) for label in labels], width - 0.4, 6)
+    figure.set_figheight(7 + 0.19 * rows)
     figure.legend(handles, labels, loc='outside lower center', ncols=columns, columnspacing=1.5)
     return figure
 

@@ -33,7 +33,7 @@ DYNAMICS = [
     {'t': t, 'trainloss': 2.2 - 0.1 * i, 'testloss': 2.1 - 0.1 * i, 'excess': 1.1 - 0.1 * i}
     for i, t in enumerate((0, 1, 3, 10, 30, 100, 300))
 ]
-STEPS = [record['t'] for record in DYNAMICS]
+STEPS = [int(record['t']) for record in DYNAMICS]
 FLOORS = {0: (2.0, 0.0), 1: (1.5, 0.0), 3: (1.02, 0.01), 7: (1.0, 0.01)}
 
 SMALL = RLM(v=4, L=2, beta=1.5)
@@ -210,14 +210,15 @@ def test_the_picture_of_a_run_has_its_learning_curve_and_its_excess(tmp_path: Pa
 def test_the_picture_of_a_run_shows_counts_of_pairs_where_the_context_is_one_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def picture(records: list[dict[str, Any]] = DYNAMICS, **options: Any) -> Figure:
+    def picture(records: list[dict[str, Any]] = DYNAMICS, **options: Any) -> Any:
         pictures: list[Figure] = []
         monkeypatch.setattr('RLM_clean.plots.runs.save', lambda figure, path: pictures.append(figure))
         config = tiny(**options)
         plots.save_learning_curve(records, make_language(config), config, Path('run.png'))
         return pictures[0]
 
-    for options in ({'num_layers': 1}, {'num_layers': 2, 'num_tokens': 2}):
+    kinds: list[dict[str, Any]] = [{'num_layers': 1}, {'num_layers': 2, 'num_tokens': 2}]
+    for options in kinds:
         figure = picture(**options)
         language = make_language(tiny(**options))
         expected = baselines.ngram_records(language.grammar, language.reference, tiny(**options), STEPS)
@@ -237,9 +238,10 @@ def test_the_picture_of_a_run_shows_counts_of_pairs_where_the_context_is_one_tok
 
 
 def test_two_learning_curves_on_one_axes_share_floors_and_have_a_name_each() -> None:
-    axes: Any = plots.learning_curve(DYNAMICS, FLOORS, 1.0, 'a run')
+    axes: Any = style.panels()
+    plots.learning_curve(DYNAMICS, FLOORS, 1.0, 'a run', axes)
     other = [{**record, 'testloss': record['testloss'] + 0.1} for record in DYNAMICS]
-    assert plots.learning_curve(other, FLOORS, 1.0, 'a run', axes) is axes
+    assert [plots.learning_curve(other, FLOORS, 1.0, 'a run', axes)] == [axes]
     assert_readable(axes.figure)
     floor = '$H_k$, best loss from the last k tokens'
     assert legend_texts(axes) == ['run 1', 'run 2', 'training loss', floor]
@@ -276,7 +278,7 @@ def test_axes_keep_what_others_have_drawn_and_forget_curves_that_were_cleared() 
 
 
 def test_a_learning_curve_takes_a_name_and_a_colour() -> None:
-    axes = plots.learning_curve(DYNAMICS, FLOORS, 1.0, 'a run', label='mine', color='#123456')
+    axes: Any = plots.learning_curve(DYNAMICS, FLOORS, 1.0, 'a run', label='mine', color='#123456')
     assert legend_texts(axes)[0] == 'mine' and axes.get_lines()[1].get_color() == '#123456'
     axes = plots.excess_curve(DYNAMICS, label='mine', color='#123456')
     plots.excess_curve(DYNAMICS, axes, label='other')
@@ -288,7 +290,8 @@ def test_a_learning_curve_takes_a_name_and_a_colour() -> None:
 @pytest.mark.parametrize('size', [(3.5, 2.4), (5, 3), (7, 4.2), (14, 8)])
 def test_the_learning_curve_is_readable_at_every_size(size: tuple[float, float]) -> None:
     axes: Any = style.panels(size=size)
-    assert_readable(plots.learning_curve(DYNAMICS, FLOORS, 1.0, 'a run', axes).figure)  # type: ignore[arg-type]
+    plots.learning_curve(DYNAMICS, FLOORS, 1.0, 'a run', axes)
+    assert_readable(axes.figure)
     (shade,) = axes.patches
     (note,) = [text for text in axes.texts if text.get_text().startswith('below the floor')]
     assert box(shade).y0 - 1 <= box(note).y0 and box(note).y1 <= box(shade).y1 + 1
