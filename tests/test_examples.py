@@ -7,15 +7,19 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 from helpers import ROOT
+from matplotlib.patches import Rectangle
+from readable import assert_readable
 
-from examples import entropy_against_beta, staircase
+from examples import entropy_against_beta, staircase, tree
 from RLM_clean.datasets import RLM
-from RLM_clean.exact import entropies, theory
+from RLM_clean.exact import entropies, inference, theory
 from RLM_clean.runs import load_run
 
 EXAMPLES = sorted(path.stem for path in (ROOT / 'examples').glob('*.py') if path.stem != '__init__')
@@ -78,3 +82,32 @@ def test_the_bound_is_the_smaller_of_the_tree_and_the_alphabet() -> None:
     for beta in (1.6, 2.0, 3.0):
         tree = math.log(9) + 15 * theory.rem_entropy(9, beta)
         assert entropy_against_beta.bound(beta, 16) == pytest.approx(tree / (16 * math.log(9)))
+
+
+def test_the_tree_shows_its_symbols_and_what_the_context_says_of_each_hidden_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree.main(['--picture', str(tmp_path / 'tree.png')])
+    assert capsys.readouterr().out == f'the figure is {tmp_path / "tree.png"}\n'
+    again = matplotlib.image.imread(tmp_path / 'tree.png')
+    np.testing.assert_array_equal(again.shape, matplotlib.image.imread(ROOT / 'docs/images/tree.png').shape)
+
+    language = RLM(4, 3, 2.0, seed_rules=4)
+    levels = language.trees(10, 1)
+    axes: Any = tree.explained_tree(language, levels)
+    assert_readable(axes.figure)
+    symbols = [level.flatten().tolist() for level in levels]
+    written = {text.get_position(): text.get_text() for text in axes.texts}
+    for level, row in enumerate(symbols):
+        for i, symbol in enumerate(row):
+            assert written[tree.place(3, level, i)] == str(symbol)
+    hidden = [(level, i) for level in range(3) for i in range(2**level)] + [(3, 7)]
+    bars = np.array([patch.get_height() for patch in axes.patches if isinstance(patch, Rectangle)])
+    bars = bars.reshape(len(hidden), 4) / tree.TALLEST
+    for (level, i), found in zip(hidden, bars, strict=True):
+        expected = np.zeros(4)
+        for target in range(4):  # P(symbol | context) = sum_x P(symbol | context, x) P(x | context)
+            leaves = torch.cat((levels[-1][:, :-1], torch.tensor([[target]])), 1)
+            posterior = inference.ancestor_posteriors(language, leaves)[level][0, i].numpy()
+            expected += posterior * inference.next_token_probs(language, leaves[:, :-1])[0, target].item()
+        np.testing.assert_allclose(found, expected, atol=1e-12)

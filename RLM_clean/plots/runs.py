@@ -301,7 +301,7 @@ def save_learning_curve(dynamics: list[Record], language: Language, config: Conf
     left, right = panels(1, 2, size=(11, 4.2), width_ratios=(3, 2))
     counts = _count_records(dynamics, language, config)
     if counts:
-        _draw_counts(left, right, counts)
+        _draw_counts(left, right, counts, dynamics)
     learning_curve(dynamics, language.floors, language.entropy, run_title(config), left)
     excess_curve(dynamics, right, 'excess over the best predictor', 'model' if counts else '', GREEN)
     save(left.figure, path)
@@ -319,11 +319,12 @@ def _count_records(dynamics: list[Record], language: Language, config: Config) -
 
 
 @styled
-def _draw_counts(left: Axes, right: Axes, counts: list[Record]) -> None:
+def _draw_counts(left: Axes, right: Axes, counts: list[Record], dynamics: list[Record]) -> None:
     """Draws the baseline of counts into both panels of a run."""
     style: dict[str, Any] = {'color': PURPLE, 'ls': '--', 'lw': 1.6, 'label': 'counts of pairs'}
     left.plot([r['t'] for r in counts], [r['testloss'] for r in counts], **style)
     later = _positive(counts)
     right.loglog([r['t'] for r in later], [r['excess'] for r in later], **style)
-    if later:
+    last = _positive(dynamics)[-1:]
+    if later and not (last and 2 / 3 < last[0]['excess'] / later[-1]['excess'] < 3 / 2):  # the two would overlap
         _end_label(right, later, PURPLE)
