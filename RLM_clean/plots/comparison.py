@@ -24,6 +24,10 @@ _MOST_RUNS = 24
 # What follows the name of a run in the names of its files.
 _ENDINGS = re.compile(r'(_config\.pt|_t\d+\.pt|_previous\.pt|_log\.jsonl|_tensorboard|\.pt|\.png)$')
 _WIDTH = 11.0
+# Options that change what is written of a run, not the run.
+_OUTPUT = frozenset({'print_freq', 'save_freq', 'checkpoints'})
+# A label of more letters is harder to read than the name of the run.
+_LONGEST = 100
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ def compare(runs: AnyRun | Iterable[AnyRun]) -> Figure:
     """The test loss and the excess (nats) of several runs against the step, one colour for each run.
 
     `runs` are runs, names of runs, or patterns such as 'results/rlm_*'; one of them or a list. Names of files of a run
-    stand for the run. A run is labelled by the options in which the runs differ, or by its name where there are none.
-    Thin lines are training losses. Floors are drawn once where all runs share them; otherwise each run has its lowest
+    stand for the run. A run is labelled by the options in which the runs differ, or by its name where there are none or
+    many. Thin lines are training losses. Floors are drawn once where all runs share them; otherwise each run has its lowest
     floor, dashed, in its colour.
 
         plots.compare(['results/one', 'results/two']).savefig('compare.png')
@@ -144,13 +148,15 @@ def _checked(found: _Found) -> _Found:
 
 
 def _labels(found: Sequence[_Found]) -> list[str]:
-    """For each run the options in which the runs differ, or its name; no two are the same."""
+    """For each run the options in which the runs differ, or its name if there are none or many; no two are the same."""
     options = [run.config.to_dict() for run in found]
-    compared = [name for name in options[0] if name not in EXECUTION]
+    compared = [name for name in options[0] if name not in EXECUTION | _OUTPUT]
     varied = [name for name in compared if any(o[name] != options[0][name] for o in options)]
     if {'num_layers', 'num_tokens'} <= set(varied) and all(o['num_tokens'] == 2 ** o['num_layers'] for o in options):
         varied.remove('num_tokens')  # it follows from the depth
     labels = [', '.join(f'{name} = {format_value(o[name])}' for name in varied) for o in options]
+    if max(map(len, labels)) > _LONGEST:
+        labels = [''] * len(found)
     names = [os.path.basename(run.name) for run in found]
     names = names if len(set(names)) == len(names) else [run.name for run in found]
     return [
