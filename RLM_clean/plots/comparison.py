@@ -46,8 +46,8 @@ def compare(runs: AnyRun | Iterable[AnyRun]) -> Figure:
 
     `runs` are runs, names of runs, or patterns such as 'results/rlm_*'; one of them or a list. Names of files of a run
     stand for the run. A run is labelled by the options in which the runs differ, or by its name where there are none or
-    many. Thin lines are training losses. Floors are drawn once where all runs share them; otherwise each run has its lowest
-    floor, dashed, in its colour.
+    many. Thin lines are training losses. Floors are drawn once where all runs share them; otherwise each run has its
+    lowest floor, dashed, in its colour.
 
         plots.compare(['results/one', 'results/two']).savefig('compare.png')
 
