@@ -456,7 +456,7 @@ def test_a_full_disk_gives_one_line_and_leaves_only_whole_files(
         (KeyboardInterrupt(), 130, 'goes on from the last checkpoint of new/run'),
         (MemoryError(), 1, 'lower batch_size=64'),
         (RuntimeError('CUDA out of memory. Tried to allocate\n2 GiB'), 1, 'lower batch_size=64'),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, 'test_size=32'),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, 'batch_size='),
     ],
 )
 def test_what_stops_a_run_from_outside_gives_one_line(
