@@ -27,7 +27,11 @@ make_venv() {
         echo "error: $base cannot make a virtual environment: install its venv module (on Debian: python3-venv)" >&2
         exit 2
     }
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file" || {
+    # The package itself goes in too, so that its imports work from every folder.
+    {
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file" &&
+            .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+    } || {
         echo "error: the packages of $file could not be installed into .venv: see the lines above" >&2
         exit 2
     }

@@ -102,8 +102,9 @@ def test_a_misspelt_argument_is_refused_before_anything_is_installed(code_sh: Co
 @pytest.mark.slow
 def test_code_sh_trains_a_sweep(code_sh: CodeSh, home: Path):
     done = code_sh(python=REAL, **SMALL, beta='1 2', repetitions=2)
-    assert (done.returncode, done.stderr) == (0, '') and done.stdout.endswith('4 runs: 4 done\n')
-    folder = home / 'results' / 'rlm_8L1_ts32768_1_over_beta'
+    assert (done.returncode, done.stderr) == (0, '') and done.stdout.splitlines()[-2] == '4 runs: 4 done'
+    folder = home / 'results' / 'rlm_8L1_ts32768_d8_test32_it4_1_over_beta'
+    assert done.stdout.splitlines()[-1].startswith('`python -m RLM_clean.sweep collect results/')
     assert all(load_run(folder / f'beta{beta}_r{r}').done for beta in (1, 2) for r in (1, 2))
     bad = code_sh(python=REAL, **SMALL, beta='1 -2', repetitions=2)
     assert (bad.returncode, bad.stderr.count('\n')) == (2, 1) and 'beta=-2.0 is out of range' in bad.stderr
@@ -118,12 +119,15 @@ def test_code_sh_trains_once_and_again_only_with_resume_restart(code_sh: CodeSh,
     variables = {**SMALL, 'seed_model': 'random', 'threads': 1}
     done = code_sh(python=REAL, **variables)
     assert (done.returncode, done.stderr) == (0, '')
-    outname = home / 'results' / 'rlm_8L1_b2_ts32768_1'
+    (config,) = (home / 'results').glob('*_config.pt')
+    name = config.name.removesuffix('_config.pt')
+    outname = home / 'results' / name
     run = load_run(outname)
+    assert name == f'rlm_8L1_b2_ts32768_d8_test32_sm{run.config.seed_model}_1'
     assert run.done and run.steps == [0, 1, 2, 3, 4]
     variables['seed_model'] = run.config.seed_model
     assert f'seed_model={run.config.seed_model}\n' in done.stdout
-    last = done.stdout.splitlines()[-4:]
+    last = done.stdout.splitlines()[-5:]
     assert last[0] == 'done at step 4'
     losses = [record['testloss'] for record in run.dynamics]
     excess = [record['excess'] for record in run.dynamics]
@@ -131,18 +135,19 @@ def test_code_sh_trains_once_and_again_only_with_resume_restart(code_sh: CodeSh,
     best = f'best {losses[least]:.4f} at step {least}'
     assert last[1] == f'last test loss {losses[-1]:.4f}, {best} (nats)'
     assert f'floor {run.entropy:.4f}, excess over it {run.dynamics[-1]["excess"]:.4f}' in last[2]
-    assert 'results/rlm_8L1_b2_ts32768_1.pt' in last[3] and 'results/rlm_8L1_b2_ts32768_1.png' in last[3]
+    assert f'results/{name}.pt' in last[3] and f'results/{name}.png' in last[3]
+    assert 'main_test.ipynb' in last[4] and f'results/{name}' in last[4]
     assert list((home.parent / 'elsewhere').iterdir()) == []
 
     times = {path.name: path.stat().st_mtime_ns for path in outname.parent.iterdir()}
     again = code_sh(python=REAL, **variables)
     assert (again.returncode, again.stderr) == (0, '')
-    assert again.stdout.splitlines()[-4] == 'complete at step 4; it is not trained again (resume=restart does that)'
-    assert again.stdout.splitlines()[-3:] == last[1:]
+    assert again.stdout.splitlines()[-5] == 'complete at step 4; it is not trained again (resume=restart does that)'
+    assert again.stdout.splitlines()[-4:] == last[1:]
     assert {path.name: path.stat().st_mtime_ns for path in outname.parent.iterdir()} == times
 
     anew = code_sh(python=REAL, **variables, resume='restart')
-    assert anew.returncode == 0 and anew.stdout.splitlines()[-4:] == last
+    assert anew.returncode == 0 and anew.stdout.splitlines()[-5:] == last
     assert {path.name for path in outname.parent.iterdir()} == set(times)
     assert all(path.stat().st_mtime_ns > times[path.name] for path in outname.parent.iterdir())
 

@@ -150,6 +150,8 @@ def _report(plan: Plan, finished: bool) -> int:
         say(f'`python -m RLM_clean.sweep status {plan.folder}` lists all that failed, --retry-failed tries them again')
     if not finished:
         say('saved; the same command goes on from there')
+    elif any(s.status == 'done' for s in found):
+        say(f'`python -m RLM_clean.sweep collect {plan.folder}` writes its tables and its figure, sweep.png')
     return 1 if failed and finished else 0
 
 
