@@ -62,7 +62,7 @@ loss_threshold=${loss_threshold:-1e-3}  # stop at this training loss
 
 # ---- seeds: numbers, or `random` to draw one
 seed_rules=${seed_rules:-12345}
-seed_sample=${seed_sample:-67890}
+seed_sample=${seed_sample:-${seed_samples:-67890}}
 seed_model=${seed_model:-11111}
 
 # ---- output

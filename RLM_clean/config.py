@@ -372,6 +372,8 @@ def make_parser(prog: str = 'rlm-train') -> argparse.ArgumentParser:
         if group is None:
             group = groups[field.metadata['group']] = parser.add_argument_group(field.metadata['group'])
         flag, help, kind = f'--{field.name}', field.metadata['help'], _kind(field)
+        # The languages call seed_sample seed_samples.
+        flags = [flag, '--seed_samples'] if field.name == 'seed_sample' else [flag]
         choices = field.metadata['choices']
         if choices:
             help = f'{help} [{", ".join(str(c) for c in choices)}]'
@@ -379,7 +381,7 @@ def make_parser(prog: str = 'rlm-train') -> argparse.ArgumentParser:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=help)
         else:
             shown = '' if field.default in (None, '') else f' (default: {field.default})'
-            group.add_argument(flag, type=_reader(kind), default=field.default, metavar='', help=help + shown)
+            group.add_argument(*flags, type=_reader(kind), default=field.default, metavar='', help=help + shown)
     return parser
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from RLM_clean.config import EXECUTION, LENGTH, Config, format_value, from_arguments, make_parser
+from RLM_clean.datasets import RHM, RLM
 
 DEFAULTS: dict[str, Any] = {
     'num_features': 128,
@@ -286,6 +287,12 @@ def test_options_for_another_machine_are_a_good_config():
 def test_importing_the_options_loads_no_torch():
     code = 'import sys, RLM_clean.config; sys.exit("torch" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_the_seed_of_the_sequences_has_two_names():
+    assert parse('--seed_samples=5') == parse('--seed_sample=5') and parse('--seed_samples=5').seed_sample == 5
+    for language in (RLM(4, 2, seed_sample=5), RHM(4, 2, 2, seed_sample=5), RLM(4, 2, seed_samples=5)):
+        assert language.seed_sample == language.seed_samples == 5
 
 
 # ---------------------------------------------------------------------- names and messages

@@ -41,7 +41,7 @@ class RHM(TreeGrammar):
         m: the number of productions of a symbol (its synonyms), 1 to v; m = v leaves adjacent tokens independent.
         L: the depth; sequences have 2^L tokens.
         seed_rules: the seed of the grammar, 0 to 2^32 - 1.
-        seed_samples: the seed of the sequences.
+        seed_samples: the seed of the sequences; seed_sample, the name of the option of runs, is taken too.
         num_data: None (online: every batch is new) or the size of a fixed training set, see TreeGrammar.
         probs: the probabilities of the root's symbol `(v,)`; uniform by default.
         transform: applied to the inputs before they are returned.
@@ -66,6 +66,7 @@ class RHM(TreeGrammar):
         device: torch.device | str | None = None,
         *,
         rules: Tensor | None = None,
+        seed_sample: int | None = None,
         s: int = 2,
     ) -> None:
         if s != 2:
@@ -84,7 +85,7 @@ class RHM(TreeGrammar):
             levels,
             L,
             prior=probs,
-            seed_samples=seed_samples,
+            seed_samples=seed_samples if seed_sample is None else seed_sample,
             num_data=num_data,
             transform=transform,
             device=device,

@@ -43,7 +43,7 @@ class RLM(TreeGrammar):
         beta: the inverse temperature of the rules, 0 or more: 0 makes all pairs of children equally likely, above the
             freezing point 2 a few pairs carry each rule.
         seed_rules: the seed of the grammar, 0 to 2^32 - 1.
-        seed_samples: the seed of the sequences.
+        seed_samples: the seed of the sequences; seed_sample, the name of the option of runs, is taken too.
         num_data: None (online: every batch is new) or the size of a fixed training set, see TreeGrammar.
         probs: the probabilities of the root's symbol `(v,)`; uniform by default.
         transform: applied to the inputs before they are returned.
@@ -66,6 +66,7 @@ class RLM(TreeGrammar):
         device: torch.device | str | None = None,
         *,
         rules: Tensor | None = None,
+        seed_sample: int | None = None,
     ) -> None:
         if v < 2:
             raise ValueError(f'v={v} symbols are too few: use 2 or more')
@@ -77,7 +78,7 @@ class RLM(TreeGrammar):
             random_rules(v, beta, seed_rules) if rules is None else rules,
             L,
             prior=probs,
-            seed_samples=seed_samples,
+            seed_samples=seed_samples if seed_sample is None else seed_sample,
             num_data=num_data,
             transform=transform,
             device=device,

@@ -85,6 +85,11 @@ class TreeGrammar(Dataset):
         self._exact_rules: dict[int, Tensor] = {}
         self._transitions: dict[int, tuple[Tensor, Tensor]] = {}
 
+    @property
+    def seed_sample(self) -> int:
+        """seed_samples, by the name that the options of a run have for it."""
+        return self.seed_samples
+
     # ------------------------------------------------------------------ the language
 
     def level_rules(self, level: int) -> Tensor:

@@ -103,6 +103,7 @@ def read_arguments(words: Sequence[str], names: Values) -> Values:
         name, equals, value = word.removeprefix('--').partition('=')
         if name.removeprefix('no-') in _SWITCHES and name.startswith('no-') and not equals:
             name, equals, value = name.removeprefix('no-'), '=', '0'
+        name = {'seed_samples': 'seed_sample'}.get(name, name)  # the languages call it so
         if name not in names or not (equals or word.startswith('--')):
             raise ValueError(f'{word!r} is not an option: {similar(name, names)}')
         if name in given:
