@@ -268,6 +268,6 @@ def test_an_old_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     for name in names[:4]:
         old, new = load_run(FILES / 'sweep_done' / name), load_run(folder / name)
         assert [record['t'] for record in new.dynamics] == [record['t'] for record in old.dynamics]
-        before, after = ([record['excess'] for record in run.dynamics] for run in (old, new))
-        np.testing.assert_allclose(np.array(after), np.array(before), rtol=1e-3)
+        old_excess, new_excess = ([record['excess'] for record in run.dynamics] for run in (old, new))
+        np.testing.assert_allclose(np.array(new_excess), np.array(old_excess), rtol=1e-3)
     assert np.isfinite(load(folder)['excess']).all()
