@@ -71,6 +71,11 @@ def init_data(config: Config, device: torch.device | str = 'cpu', rules: Tensor 
     return datasets.RLM(v, L, config.beta, *seeds, num_data=num_data, device=device, rules=rules)
 
 
+def num_rule_entries(config: Config) -> int:
+    """The number of entries of the rules of a run's language, about: v^3, on each level of an RHM."""
+    return (config.num_layers if config.dataset == 'rhm' else 1) * config.num_features**3
+
+
 def select_task(inputs: Tensor, targets: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     """What the model sees and what it predicts, from inputs `(..., n - 1)` and targets `(...)` of a grammar.
 

@@ -44,6 +44,8 @@ Logits = Callable[[nn.Module, Tensor], Tensor]
 
 # Sequences times tokens in one forward pass of an evaluation: bounds its memory.
 _TOKENS_PER_PASS = 2**15
+# A set-up that is expected to take longer is announced.
+_SECONDS_TO_ANNOUNCE = 3.0
 # Entries of the posteriors that are kept for the excess loss (8 bytes each).
 _REFERENCE_ENTRIES = 2**24
 
@@ -221,14 +223,21 @@ def prepare_language(
     """A grammar with the exact losses of a task and the contexts that models are measured on.
 
     `known` holds losses that were computed before, as `Language.losses` gives them; `say` gets a line for each loss
-    that is computed, with its standard error and the number of sampled contexts where it is not an exact sum.
+    that is computed, with its standard error and the number of sampled contexts where it is not an exact sum, and
+    before them a line with the time that they take where that is long.
     """
+    ladder = entropies.window_ladder(context_size)
+    # The reference takes about as long as the last window, twice that for all tokens.
+    windows = [*ladder, context_size] if objective == 'all' or known is None else [context_size]
+    seconds = sum(entropies.expected_seconds(grammar, k) for k in windows)
+    if seconds > _SECONDS_TO_ANNOUNCE:
+        say(f'computing what is known exactly of the language: about {seconds:.0f} s')
     whole = reference(grammar, context_size, objective)
     if known is not None:
         return Language(grammar, whole, known['entropy'], known['marginal'], known['floors'], known.get('contexts', {}))
     target = 'best loss' if objective == 'last' else 'best loss of the last token'
     floors: dict[int, Estimate] = {}
-    contexts = {k: entropies.num_contexts(grammar, k) for k in entropies.window_ladder(context_size)}
+    contexts = {k: entropies.num_contexts(grammar, k) for k in ladder}
     for k, number in contexts.items():
         # The last window and the reference are the same contexts where both are sampled in the plain way.
         if objective == 'last' and number and k == context_size and not entropies.chained(grammar, k):

@@ -510,3 +510,21 @@ def test_what_cannot_be_measured_is_an_error_in_one_sentence(number: int) -> Non
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert '\n' not in str(error.value)
+
+
+def test_a_long_set_up_says_what_it_does_and_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    grammar = random_grammar(4, 4, 1)
+    said: list[str] = []
+    measures.prepare_language(grammar, 15, say=said.append)
+    assert not any('about' in line for line in said)
+    expected = sum(entropies.expected_seconds(grammar, k) for k in (0, 1, 3, 7, 15, 15))
+    monkeypatch.setattr(measures, '_SECONDS_TO_ANNOUNCE', expected / 2)
+    measures.prepare_language(grammar, 15, say=said.append)
+    announced = [line for line in said if 'about' in line]
+    assert announced == [f'computing what is known exactly of the language: about {expected:.0f} s']
+
+
+def test_the_expected_time_of_a_floor_grows_with_its_contexts_up_to_its_budget() -> None:
+    small, large = RLM(8, 5), RLM(192, 5)
+    assert entropies.expected_seconds(small, 1) < entropies.expected_seconds(small, 31) < 1
+    assert 4 < entropies.expected_seconds(large, 31) < 10

@@ -32,6 +32,9 @@ from RLM_clean.training.machine import Machine
 from RLM_clean.training.progress import Say, say
 from RLM_clean.training.signals import Interruption, StopRequested
 
+# Entries of rules that are drawn, and put into the tables of the sampler, in a second.
+_RULE_ENTRIES_A_SECOND = 3e7
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -126,6 +129,9 @@ class ActiveRun:
     def language(self) -> Language:
         """The language with its exact floors: from the files of a run that goes on, else computed."""
         rules = None if self.stored is None else self.stored['rules']
+        seconds = init.num_rule_entries(self.config) / _RULE_ENTRIES_A_SECOND
+        if rules is None and seconds > 3:
+            self.say(f'drawing the rules: about {seconds:.0f} s')
         grammar = init.init_data(self.config, self.machine.device, rules)
         c = self.config
         return measures.prepare_language(grammar, c.context_size, c.objective, self.stored, self.say).to(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from RLM_clean import init
 from RLM_clean.config import Config
 
 # Training batches are drawn ahead, for at most so many steps and so many tokens at a time.
@@ -107,7 +108,6 @@ class Need(NamedTuple):
 def memory_needs(config: Config) -> list[Need]:
     """What a run holds in memory, about: the one model of memory for checks and for the size of groups."""
     c = config
-    levels = c.num_layers if c.dataset == 'rhm' else 1
     # An entry of the rules takes 4 bytes, 8 in the sampler's tables, and 8 in the float64 rules of exact inference,
     # which floors from more than one token need; all three are kept.
     entry = 12 + (8 if c.context_size > 1 else 0)
@@ -116,7 +116,7 @@ def memory_needs(config: Config) -> list[Need]:
     ahead = 3 * min(STEPS_AHEAD * batch * sequence, 8 * TOKENS_AHEAD)  # sequences, inputs, and a copy to work on
     positions = c.context_size if c.objective == 'all' else 1
     return [
-        Need('the rules', entry * levels * c.num_features**3, {'num_features': 3}),
+        Need('the rules', entry * init.num_rule_entries(c), {'num_features': 3}),
         Need('the batches', max(ahead, sequence * batch), {'batch_size': 1, 'accumulation': 1}),
         Need('the test sequences', sequence * c.test_size, {'test_size': 1}),
         # A training set is drawn again each epoch: only its order is held, with the words that it is sorted by.
