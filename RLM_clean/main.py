@@ -13,12 +13,15 @@ if not __package__:  # started as a script: the package is the folder of this fi
 if importlib.util.find_spec('torch') is None:
     sys.exit('rlm-train: error: torch is not installed: run `bash code.sh` and `source .venv/bin/activate`')
 
-from RLM_clean import init
-from RLM_clean.config import Config, from_arguments
-from RLM_clean.training import distributed, loop, machine
-from RLM_clean.training.lifecycle import Outcome, claim
-from RLM_clean.training.loop import DivergedError, Trainer
-from RLM_clean.training.progress import say
+try:
+    from RLM_clean import init
+    from RLM_clean.config import Config, from_arguments
+    from RLM_clean.training import distributed, loop, machine
+    from RLM_clean.training.lifecycle import Outcome, claim
+    from RLM_clean.training.loop import DivergedError, Trainer
+    from RLM_clean.training.progress import say
+except KeyboardInterrupt:  # torch takes seconds to import
+    sys.exit(130)
 
 
 def train(config: Config) -> Outcome:

@@ -21,23 +21,26 @@ if not __package__:  # started as a script: the package is the folder of this fi
 if importlib.util.find_spec('torch') is None:
     sys.exit('sweep: error: torch is not installed: run `bash code.sh` and `source .venv/bin/activate`')
 
-from RLM_clean.config import similar
-from RLM_clean.sweep import local, slurm, worker
-from RLM_clean.sweep.arguments import (
-    make_sweep_parser,
-    make_work_parser,
-    parse,
-    read_execution,
-    read_folder,
-    read_request,
-    read_resources,
-)
-from RLM_clean.sweep.grid import Request
-from RLM_clean.sweep.plan import Plan, by_shape, make_plan, plan_file, read_plan, save_plan
-from RLM_clean.sweep.results import collect
-from RLM_clean.sweep.states import forget_failure, pending, state, sweep_lock, table, totals
-from RLM_clean.training import machine
-from RLM_clean.training.progress import say
+try:
+    from RLM_clean.config import similar
+    from RLM_clean.sweep import local, slurm, worker
+    from RLM_clean.sweep.arguments import (
+        make_sweep_parser,
+        make_work_parser,
+        parse,
+        read_execution,
+        read_folder,
+        read_request,
+        read_resources,
+    )
+    from RLM_clean.sweep.grid import Request
+    from RLM_clean.sweep.plan import Plan, by_shape, make_plan, plan_file, read_plan, save_plan
+    from RLM_clean.sweep.results import collect
+    from RLM_clean.sweep.states import forget_failure, pending, state, sweep_lock, table, totals
+    from RLM_clean.training import machine
+    from RLM_clean.training.progress import say
+except KeyboardInterrupt:  # torch takes seconds to import
+    sys.exit(130)
 
 # The most jobs that are submitted when their number is left open.
 _SLURM_TASKS = 16

@@ -159,14 +159,14 @@ def test_different_commands_never_meet_in_one_file(asked: Asked) -> None:
     """Each option on its own, and in pairs; what changes only length, place or speed of a run is left out."""
     changes: list[dict[str, object]] = [
         {}, {'dataset': 'rhm'}, {'num_features': 64}, {'num_layers': 2}, {'beta': 3}, {'beta': 0.3},
-        {'regime': 'offline'}, {'train_size': 99}, {'batch_size': 32}, {'accumulation': 2}, {'test_size': 9}, {'input_format': 'onehot'},
-        {'input_format': 'onehot', 'whitening': 1}, {'model': 'fcn'}, {'model': 'transformer_clm'}, {'depth': 2},
-        {'embedding_dim': 2}, {'embedding_dim': 32}, {'num_heads': 2}, {'ffwd_size': 2}, {'dropout': 0.1},
-        {'tie_weights': 1}, {'optim': 'adam'}, {'lr': 2}, {'lr': 0.2}, {'momentum': 0}, {'weight_decay': 0.1},
-        {'grad_clip': 1}, {'scheduler': 'none'}, {'scheduler': 'cosine'}, {'warmup_time': 2}, {'decay_time': 2},
-        {'loss_threshold': 0}, {'seed_rules': 2}, {'seed_sample': 2}, {'seed_model': 2}, {'print_freq': 2},
-        {'save_freq': 3}, {'checkpoints': 0}, {'dtype': 'bfloat16'}, {'deterministic': 1}, {'rep': 2},
-        {'num_layers': 2, 'num_tokens': 2}, {'num_layers': 2, 'num_tokens': 3},
+        {'regime': 'offline'}, {'train_size': 99}, {'batch_size': 32}, {'accumulation': 2}, {'test_size': 9},
+        {'input_format': 'onehot'}, {'input_format': 'onehot', 'whitening': 1}, {'model': 'fcn'},
+        {'model': 'transformer_clm'}, {'depth': 2}, {'embedding_dim': 2}, {'embedding_dim': 32}, {'num_heads': 2},
+        {'ffwd_size': 2}, {'dropout': 0.1}, {'tie_weights': 1}, {'optim': 'adam'}, {'lr': 2}, {'lr': 0.2},
+        {'momentum': 0}, {'weight_decay': 0.1}, {'grad_clip': 1}, {'scheduler': 'none'}, {'scheduler': 'cosine'},
+        {'warmup_time': 2}, {'decay_time': 2}, {'loss_threshold': 0}, {'seed_rules': 2}, {'seed_sample': 2},
+        {'seed_model': 2}, {'print_freq': 2}, {'save_freq': 3}, {'checkpoints': 0}, {'dtype': 'bfloat16'},
+        {'deterministic': 1}, {'rep': 2}, {'num_layers': 2, 'num_tokens': 2}, {'num_layers': 2, 'num_tokens': 3},
     ]  # fmt: skip
     names: dict[str, dict[str, object]] = {}
     for first, second in itertools.combinations_with_replacement(changes, 2):
