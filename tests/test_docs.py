@@ -5,6 +5,7 @@ The fast tests run the snippets of the README here and read every command; the s
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import shlex
@@ -24,7 +25,7 @@ from test_init import own_registry
 from RLM_clean.config import Config, from_arguments
 from RLM_clean.runs import load_run
 
-EXTENDING = 'docs/extending.md'
+EXTENDING, RECIPES = 'docs/extending.md', 'docs/recipes.md'
 
 # One process follows all pages, in their order.
 pytestmark = pytest.mark.xdist_group('docs')
@@ -39,7 +40,8 @@ ELSEWHERE = {
 # their place. Runs without a length of their own have that of documents.SHORT where code.sh starts them.
 SHORTER = [
     (r'\bmax_iters( = |[ =])\d+', r'max_iters\g<1>20'),
-    (r'\brepetitions( = |[ =])\d+', r'repetitions\g<1>1'),
+    # Errors over seeds need two of them.
+    (r'\brepetitions( = |[ =])\d+', r'repetitions\g<1>2'),
     (r'\b(beta=")([\d.]+ [\d.]+)[\d. ]*', r'\1\2'),
     (r'\b(beta=)([\d.]+,[\d.]+)[\d.,]*', r'\1\2'),
     (r'\b(beta = \[)([\d.]+, [\d.]+)[\d., ]*', r'\1\2'),
@@ -51,6 +53,8 @@ SHORTER = [
     (r'(python -m benchmarks\.run( --large)?).*', r'\1 --quick --repeats 1 sampler'),
     (r'(python -m examples\.\w+).*', r'\1 --quick'),
 ]
+# The headings of docs/recipes.md whose snippets need no run and take a second once they are short.
+CHEAP = ('My own model in my own loop', 'The root as target')
 # The languages of blocks that are followed; the others are read.
 FOLLOWED = ('bash', 'python', 'toml')
 READ = ('', 'math', 'sh')
@@ -125,6 +129,47 @@ def test_the_snippets_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert names['excess'] > 1 and names['outcome'].status == 'done'
 
 
+def under(page: str, heading: str, language: str = 'python') -> list[Block]:
+    """The blocks of code under a heading of a page."""
+    lines = (ROOT / page).read_text(encoding='utf-8').splitlines()
+    start = lines.index(f'## {heading}') + 1
+    end = next((i for i, line in enumerate(lines[start:], start) if line.startswith('## ')), len(lines))
+    return [block for block in parts(page) if block.language == language and start < block.line <= end]
+
+
+@pytest.mark.parametrize('heading', CHEAP)
+def test_the_recipes_that_need_no_run_work(heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty steps are enough to come closer to the best predictor."""
+    monkeypatch.chdir(tmp_path)
+    names = follow(RECIPES, under(RECIPES, heading), tmp_path)
+    v = names['rlm'].v
+    assert 0 < float(names['excess']) < math.log(v) - float(names['floor'])
+
+
+def test_the_recipes_that_read_a_run_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data frame, two runs in one figure, and counts, on two runs of a few steps."""
+    monkeypatch.chdir(tmp_path)
+    for optim in ('sgd', 'adam'):
+        train(Config(outname=f'results/{optim}', optim=optim, num_features=4, num_layers=2, max_iters=3, device='cpu'))
+    for heading in ('A run as a data frame', 'Two runs in one figure', 'A table of counts beside a run'):
+        follow(RECIPES, under(RECIPES, heading), tmp_path)
+    assert {path.name for path in tmp_path.glob('results/*') if path.suffix == '.csv'} == {'adam.csv'}
+    assert (tmp_path / 'results/two_runs.png').exists() and (tmp_path / 'results/counts.png').exists()
+
+
+def test_the_numbers_of_the_worked_example_are_those_that_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/theory.md: what a comment says beside a `print` is what is printed, to four digits."""
+    (block,) = under('docs/theory.md', 'Start here')
+    exec(compile(block.text, 'docs/theory.md', 'exec'), {})
+    said = re.findall(r'print.*# (.*)', block.text)
+    numbers = [float(number) for line in said for number in re.findall(r'\d+\.\d+', line)]
+    printed = [float(number) for number in re.findall(r'\d+\.\d+', capsys.readouterr().out)]
+    assert len(numbers) == 8 and printed == pytest.approx(numbers, abs=5.1e-5)
+    prose = (ROOT / 'docs/theory.md').read_text(encoding='utf-8').partition('## Start here')[2].partition('```')[0]
+    for number in (numbers[6], numbers[7]):
+        assert f'{number:.4f}' in prose
+
+
 @pytest.mark.parametrize('page', PAGES)
 def test_every_command_of_a_run_has_options_that_exist(page: str) -> None:
     starts = ('python RLM_clean/main.py ', 'python -m RLM_clean.main ')
@@ -174,6 +219,31 @@ def test_every_link_within_the_project_leads_somewhere(page: str) -> None:
         if anchor:
             headings = re.findall(r'^#+ (.*)', path.read_text(encoding='utf-8'), re.MULTILINE)
             assert anchor in map(slug, headings), f'{page}: {target}'
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    """Through links that a reader can follow, from page to page."""
+    reached, waiting = set(), [ROOT / 'README.md']
+    while waiting:
+        page = waiting.pop()
+        if page in reached:
+            continue
+        reached.add(page)
+        for target in re.findall(r'\]\(([^)\s#]+)', page.read_text(encoding='utf-8')):
+            if target.endswith('.md') and '://' not in target:
+                waiting.append((page.parent / target).resolve())
+    assert {ROOT / page for page in PAGES} <= reached
+
+
+def test_the_glossary_names_options_that_exist() -> None:
+    """And the records by their keys."""
+    text = (ROOT / 'docs/glossary.md').read_text(encoding='utf-8')
+    rows = [[cell.strip() for cell in line.split('|')] for line in text.splitlines() if line.startswith('|')]
+    column = {row[2].strip('`') for row in rows if re.fullmatch(r'`\w+`', row[2])}
+    options = {field.name for field in dataclasses.fields(Config)}
+    assert column <= options | {'testloss', 'testacc', 'excess', 'trainloss'}
+    must = {'num_features', 'num_layers', 'depth', 'num_synonyms', 'seed_sample', 'regime', 'train_size', 'num_tokens'}
+    assert must <= column and '`seed_samples`' in text
 
 
 def test_the_formulas_name_functions_that_exist() -> None:
