@@ -125,7 +125,7 @@ def test_what_is_not_trained_stays_that_of_each_run() -> None:
 
 
 def test_an_interrupted_group_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs that are at different steps, since one of them went on alone, still end as they would have."""
+    """Twice; the second time, one of them has gone on alone to its end in the meantime."""
     whole, stopped = group(tmp_path / 'whole'), group(tmp_path / 'stopped')
     train_together(whole)
     for stop in (5, 13):
@@ -145,6 +145,20 @@ def test_an_interrupted_group_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
     assert statuses(train_together(stopped)) == ['complete', 'done', 'done', 'done']
     for one, other in zip(whole, stopped, strict=True):
         assert_agree(one, other)
+
+
+def test_runs_at_different_steps_take_the_steps_that_they_would_take_alone() -> None:
+    """Each has the batches, the learning rates, the dropout masks and the counts of adam of its own step."""
+    options: dict[str, Any] = {'optim': 'adam', 'dropout': 0.2, 'lr': 0.01, 'warmup_time': 30, 'decay_time': 60}
+    configs = [tiny(seed_model=seed, **options) for seed in (1, 2)]
+    alone, together = ([make_trainer(config) for config in configs] for _ in range(2))
+    for trainers in (alone, together):
+        trainers[0].advance(8)
+    Ensemble(together, compile=False).advance(8)
+    for one, other, end in zip(alone, together, (16, 8), strict=True):
+        one.advance(end)
+        assert other.step == end
+        assert other.since_record == pytest.approx(one.since_record, rel=1e-4)
 
 
 def test_a_signal_during_the_set_up_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
