@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import hashlib
 import math
 import os
 import re
@@ -40,20 +39,6 @@ MODELS = ['transformer_mlm', 'transformer_clm', 'fcn']
 # Options that change where or how a run is computed, not what: a resumed run may set them anew.
 EXECUTION = frozenset({'outname', 'device', 'threads', 'compile', 'resume', 'tensorboard'})
 
-
-# How the name of a run says that an option differs from its default: a short code and the value, for texts the value
-# alone, for switches a word. In this order; what is left out is in the name anyway, or is not part of what a run is.
-NAME_CODES = {
-    'num_tokens': 'n', 'beta': 'b', 'num_synonyms': 'm', 'regime': '', 'objective': '', 'model': '', 'depth': 'depth',
-    'embedding_dim': 'd', 'num_heads': 'heads', 'ffwd_size': 'ff', 'tie_weights': 'tied', 'dropout': 'drop',
-    'optim': '', 'lr': 'lr', 'momentum': 'mom', 'weight_decay': 'wd', 'grad_clip': 'clip', 'scheduler': '',
-    'warmup_time': 'warm', 'decay_time': 'decay', 'batch_size': 'bs', 'accumulation': 'acc', 'input_format': '',
-    'whitening': 'white', 'dtype': '', 'test_size': 'test', 'loss_threshold': 'stop', 'print_freq': 'print',
-    'save_freq': 'save', 'checkpoints': 'ckpt', 'deterministic': 'det', 'seed_rules': 'sr', 'seed_sample': 'ss',
-    'seed_model': 'sm',
-}  # fmt: skip
-
-_LONGEST_CHANGES = 120
 
 # Options that say when a run ends, and nothing else: no batch and no learning rate depends on them.
 LENGTH = frozenset({'max_iters', 'max_epochs'})
@@ -227,36 +212,6 @@ def format_value(value: Any) -> str:
         value += 0.0  # -0.0 is 0.0
         return f'{value:g}' if float(f'{value:g}') == value else repr(value)
     return str(value)
-
-
-def run_name(config: Config, rep: str = '1') -> str:
-    """The name of a run: {dataset}_{v}L{L}_{rules}_ts{train_size}, what differs from the defaults, and `rep`.
-
-    `rules` is b{beta}, for the Random Hierarchy Model m{num_synonyms}. Two runs that differ in more than their length,
-    or in where and how they are computed, have different names.
-    """
-    c = config
-    rules = 'num_synonyms' if c.dataset == 'rhm' else 'beta'
-    parts = [c.dataset, f'{c.num_features}L{c.num_layers}', NAME_CODES[rules] + format_value(getattr(c, rules))]
-    parts.append(f'ts{c.train_size}')
-    changes = {name: value for name, value in config.changes().items() if name != rules}
-    return '_'.join([*parts, *name_parts(changes), rep])
-
-
-def name_parts(changes: dict[str, Any]) -> list[str]:
-    """What the name of a run says of options that differ from their defaults, in the order of NAME_CODES."""
-    parts = []
-    for name, code in NAME_CODES.items():
-        if name in changes:
-            value = changes[name]
-            if isinstance(value, bool):
-                parts.append(code if value else f'no{code}')
-            else:
-                parts.append(code + format_value(value).removeprefix('transformer_'))
-    said = '_'.join(parts)
-    if len(said) > _LONGEST_CHANGES:  # file systems allow names of 255 bytes
-        return [said[: _LONGEST_CHANGES - 9].rstrip('_'), hashlib.sha256(said.encode()).hexdigest()[:8]]
-    return parts
 
 
 def similar(name: str, names: Iterable[str]) -> str:

@@ -11,15 +11,20 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-from documents import copy_of_the_project
+from documents import blocks, copy_of_the_project
 from helpers import ROOT
 
 from RLM_clean import checkpoints, exact, inference, measures, runs
 from RLM_clean.config import Config
 from RLM_clean.datasets import RLM
 from RLM_clean.exact import entropies
+from RLM_clean.sweep.names import run_name
+from RLM_clean.sweep.names import run_name
 
 TEXT = (ROOT / 'README.md').read_text(encoding='utf-8')
+
+
+LOG = (ROOT / 'docs/log.md').read_text(encoding='utf-8')
 
 
 def section(heading: str) -> str:
@@ -45,9 +50,24 @@ def test_the_losses_that_are_shown_belong_together() -> None:
     assert last == pytest.approx(floor + excess, abs=1.1e-4) and floor < best <= last
 
 
-def test_the_picture_of_the_default_run_has_the_size_that_runs_draw() -> None:
-    height, width, _ = matplotlib.image.imread(ROOT / 'docs/images/default_run.png').shape
+@pytest.mark.parametrize('name', ['default_run', 'showcase'])
+def test_the_pictures_of_runs_have_the_size_that_runs_draw(name: str) -> None:
+    assert f'(docs/images/{name}.png)' in TEXT
+    height, width, _ = matplotlib.image.imread(ROOT / f'docs/images/{name}.png').shape
     assert width > 1000 and height > 400
+
+
+def test_the_excess_of_the_counts_is_that_of_the_log() -> None:
+    """The README says by how much counting pairs is better than the default run; docs/log.md has the table."""
+    counts, run = re.findall(r'^\| 30000 \| 1920000 \| ([\d.]+) \| ([\d.]+) \|', LOG, re.MULTILINE)[0]
+    assert f'excess {counts} ' in section('Two commands') and f'excess over it {run} ' in section('Two commands')
+
+
+def test_names_of_runs_are_those_that_code_sh_gives() -> None:
+    default = Config(outname='unused')
+    assert f"outname = 'results/{run_name(default)}'" in TEXT
+    other = Config(outname='unused', depth=3, optim='adam', lr=2e-3)
+    assert f'`{run_name(other)}`' in section('Options')
 
 
 def test_every_option_is_listed() -> None:
@@ -84,6 +104,8 @@ def test_the_package_installs_and_imports_from_anywhere(tmp_path: Path) -> None:
     env = {**os.environ, 'PYTHONPATH': ''}
     done = subprocess.run([command, '--help'], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and '--num_features' in done.stdout
-    code = 'import RLM_clean; print(RLM_clean.__file__)'
-    found = subprocess.run([python, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    # The first Python block of the README, in a folder outside of the project.
+    code = blocks('README.md', 'python')[0] + 'import RLM_clean; print(RLM_clean.__file__)'
+    found = subprocess.run([python, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
     assert found.stdout.startswith(str(copy))

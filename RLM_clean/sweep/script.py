@@ -18,15 +18,14 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from RLM_clean.config import DEFAULTS, EXECUTION, Config, from_arguments, name_parts, run_name, similar
+from RLM_clean.config import DEFAULTS, EXECUTION, Config, from_arguments, similar
 from RLM_clean.sweep.grid import SWITCHES, read_values
+from RLM_clean.sweep.names import check_rep, first_name, run_name, sweep_name
 
 Values = dict[str, str]
 
 _SWITCHES = [name for name, default in DEFAULTS.items() if isinstance(default, bool)]
 _SEEDS = ('seed_rules', 'seed_sample', 'seed_model')
-# Unlike a run, a sweep cannot be made longer: its length is part of its name.
-_LENGTH_CODES = {'max_iters': 'it', 'max_epochs': 'ep'}
 _RESOURCES = ('partition', 'minutes', 'memory', 'gpus', 'cpus', 'notice')
 _RANGE = re.compile(r'\.\..*:')
 
@@ -173,16 +172,9 @@ def _is_begun(outname: str, config: Config) -> bool:
     return False
 
 
-def check_rep(rep: str) -> str:
-    """The number of a repetition, which is part of a name. Raises ValueError for what cannot be one."""
-    if not re.fullmatch(r'[\w.-]+', rep):
-        raise ValueError(f'rep={rep} is not valid: use a number; for several runs with other seeds use repetitions=2')
-    return rep
-
-
 def sweep_words(values: Values, varied: Sequence[str]) -> list[str]:
     """The command line of a sweep over the options `varied`."""
-    outname = values['outname'] or f'{values["results_dir"]}/{sweep_name(values, varied)}'
+    outname = values['outname'] or f'{values["results_dir"]}/{_sweep_folder(values, varied)}'
     words = [f'--outname={outname}', *_option_words(values)]
     words += [f'--grid={name}={",".join(values[name].split())}' for name in varied]
     if values['repetitions']:
@@ -214,33 +206,14 @@ def _options(values: Values) -> list[str]:
 # ---------------------------------------------------------------------- names
 
 
-def first_name(values: Values) -> str:
-    """{dataset}_{v}L{L}_{rules}_ts{train_size}_{rep}: the name that the first version gave to a run."""
-    v = values
-    return f'{v["dataset"]}_{v["num_features"]}L{v["num_layers"]}_{_rules(v)}_ts{v["train_size"]}_{v["rep"]}'
-
-
-def sweep_name(values: Values, varied: Sequence[str]) -> str:
-    """The folder of a sweep: what its runs share, as in `run_name`, then the options that vary.
+def _sweep_folder(values: Values, varied: Sequence[str]) -> str:
+    """The folder of a sweep in results_dir.
 
     A sweep that an earlier version began in results_dir under a shorter name keeps that.
     """
     changes = {name: value for name, value in _shared(values, varied).items() if value != DEFAULTS[name]}
-    rules = 'num_synonyms' if values['dataset'] == 'rhm' else 'beta'
-    parts = name_parts({name: value for name, value in changes.items() if name != rules})
-    parts += [f'{code}{changes[name]}' for name, code in _LENGTH_CODES.items() if name in changes]
-    before = _sweep_name(values, varied, [])
-    return before if _is_begun_sweep(values, varied, before) else _sweep_name(values, varied, parts)
-
-
-def _sweep_name(values: Values, varied: Sequence[str], changes: list[str]) -> str:
-    v = values
-    size = '' if 'num_features' in varied else v['num_features']
-    size += '' if 'num_layers' in varied else f'L{v["num_layers"]}'
-    parts = ['languages' if 'dataset' in varied else v['dataset'], size]
-    parts += [] if is_several(_rules(v)) else [_rules(v)]
-    parts += [] if 'train_size' in varied else [f'ts{v["train_size"]}']
-    return '_'.join([part for part in parts if part] + [*changes, check_rep(v['rep']), 'over', *(varied or ['seeds'])])
+    before = sweep_name(values, varied, {})
+    return before if _is_begun_sweep(values, varied, before) else sweep_name(values, varied, changes)
 
 
 def _shared(values: Values, varied: Sequence[str]) -> dict[str, Any]:
@@ -260,14 +233,6 @@ def _is_begun_sweep(values: Values, varied: Sequence[str], name: str) -> bool:
         stored = read_plan(folder).options
         return all(stored.get(name, DEFAULTS[name]) == value for name, value in _shared(values, varied).items())
     return False
-
-
-def _rules(values: Values) -> str:
-    if values['dataset'] == 'rhm':
-        return f'm{values["num_synonyms"]}'
-    beta = values['beta']
-    # 2.0 and 2 are the same language, and have the same name.
-    return f'b{float(beta):g}' if re.fullmatch(r'[0-9]+\.?[0-9]*', beta) else f'b{beta}'
 
 
 if __name__ == '__main__':
