@@ -33,8 +33,6 @@ pytestmark = pytest.mark.xdist_group('docs')
 # Commands that have tests of their own, and which.
 ELSEWHERE = {
     'bash test.sh': 'the tests run inside it',
-    'pip install -e .': 'test_readme.py',
-    'python -m tools.notebooks': 'tools/test_notebooks.py',
 }
 # What is made shorter, so that a page takes seconds: patterns, each of which some page must contain, and what takes
 # their place. Runs without a length of their own have that of documents.SHORT where code.sh starts them.
@@ -42,7 +40,7 @@ SHORTER = [
     (r'\bmax_iters( = |[ =])\d+', r'max_iters\g<1>20'),
     # Errors over seeds need two of them.
     (r'\brepetitions( = |[ =])\d+', r'repetitions\g<1>2'),
-    (r'\b(beta=")([\d.]+ [\d.]+)[\d. ]*', r'\1\2'),
+    (r'\b(beta[= ]")([\d.]+ [\d.]+)[\d. ]*', r'\1\2'),
     (r'\b(beta=)([\d.]+,[\d.]+)[\d.,]*', r'\1\2'),
     (r'\b(beta = \[)([\d.]+, [\d.]+)[\d., ]*', r'\1\2'),
     (r':\d+log', ':2log'),

@@ -19,7 +19,6 @@ from RLM_clean.config import Config
 from RLM_clean.datasets import RLM
 from RLM_clean.exact import entropies
 from RLM_clean.sweep.names import run_name
-from RLM_clean.sweep.names import run_name
 
 TEXT = (ROOT / 'README.md').read_text(encoding='utf-8')
 
