@@ -37,7 +37,7 @@ Floors = dict[int, tuple[float, float]]
 
 # The baseline of counts takes less than a second up to here: training sequences, and entries of its tables.
 _MOST_SEQUENCES, _MOST_ENTRIES = 2**21, 2**26
-_NOTE, _SHORT_NOTE = 'below the floor: no model on new sequences', 'below the floor'
+_NOTE, _SHORT_NOTE = 'below the floor: out of reach on new sequences', 'below the floor'
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ def test_the_learning_curve_draws_the_records_and_names_the_floors() -> None:
     assert {f'$H_{{{k}}}$ = {value:.3f}' for k, (value, _) in FLOORS.items()} <= written
     (shade,) = axes.patches
     assert shade.get_extents().y1 == pytest.approx(axes.transData.transform((0, 1.0))[1])
-    assert 'below the floor: no model on new sequences' in written
+    assert 'below the floor: out of reach on new sequences' in written
 
 
 def test_the_floor_of_several_targets_is_named_alone() -> None:
