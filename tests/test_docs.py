@@ -49,7 +49,7 @@ SHORTER = [
     (r'(--launcher slurm .*)', r'\1 --dry-run'),
     # test_benchmarks.py runs each of them.
     (r'(python -m benchmarks\.run( --large)?).*', r'\1 --quick --repeats 1 sampler'),
-    (r'(python -m examples\.\w+).*', r'\1 --quick'),
+    (r'(python -m examples\.(?!tree)\w+).*', r'\1 --quick'),
 ]
 # The headings of docs/recipes.md whose snippets need no run and take a second once they are short.
 CHEAP = ('My own model in my own loop', 'The root as target')
