@@ -43,6 +43,13 @@ def test_grassberger_uses_the_function_of_the_source() -> None:
         assert entropy == pytest.approx(math.log(2 * count) - G, abs=1e-12)
 
 
+def test_miller_madow_adds_the_number_of_outcomes_seen_minus_one_over_twice_the_samples() -> None:
+    counts = torch.tensor([[3, 0], [1, 4]])
+    plain = counting.empirical_entropy(counts, 'none')
+    assert plain == pytest.approx(-sum(p * math.log(p) for p in (3 / 8, 1 / 8, 4 / 8)), abs=1e-12)
+    assert counting.empirical_entropy(counts, 'miller-madow') == pytest.approx(plain + 2 / 16, abs=1e-12)
+
+
 @pytest.mark.parametrize('samples', [50, 200])
 def test_corrected_entropies_are_closer_to_the_truth_than_the_plain_one(samples: int) -> None:
     """Means over 200 data sets from a known distribution of 100 outcomes; they differ by far more than their spread."""

@@ -7,16 +7,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from helpers import ROOT, arguments, environment
 from small_runs import TINY, make_trainer, read_log, tiny, train
 from step_kinds import FROZEN, frozen_trainer, moved
+from torch import Tensor
 
 from RLM_clean.config import Config
 from RLM_clean.runs.files import RunFiles
@@ -71,6 +74,37 @@ def test_two_processes_have_the_curve_of_one(tmp_path: Path, options: dict[str, 
     train(tiny(tmp_path / 'one', **{**RUN, **options}))
     assert_same_curve(tmp_path / 'two', tmp_path / 'one')
     assert load_run(tmp_path / 'two').done
+
+
+@pytest.mark.parametrize('options', ({}, {'optim': 'adam', 'grad_clip': 0.1, 'accumulation': 2, 'dropout': 0.1}))
+def test_two_parts_of_a_batch_make_the_step_of_the_whole(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads in place of two processes, whose messages are added up here; weights are the same from the start."""
+    meeting, sent = threading.Barrier(2, timeout=30), [torch.zeros(0)] * 2
+
+    def all_reduce(flat: Tensor) -> None:
+        rank = int(threading.current_thread().name)
+        sent[rank] = flat.clone()
+        meeting.wait()
+        flat.copy_(sent[0] + sent[1])
+        meeting.wait()
+
+    monkeypatch.setattr(dist, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(dist, 'all_reduce', all_reduce)
+    monkeypatch.setattr(dist, 'broadcast', lambda tensor, source: None)
+    whole, *parts = (make_trainer(tiny(lr=0.05, **options)) for _ in range(3))
+    for rank, part in enumerate(parts):
+        monkeypatch.setattr(dist, 'get_rank', lambda rank=rank: rank)
+        part.take_steps = DistributedUpdate(part.model, part.optimizer, part.config)
+    threads = [threading.Thread(target=part.advance, args=(10,), name=str(rank)) for rank, part in enumerate(parts)]
+    for thread in threads:
+        thread.start()
+    whole.advance(10)
+    for thread in threads:
+        thread.join()
+    for part in parts:
+        assert part.since_record == pytest.approx(whole.since_record, rel=1e-5)
 
 
 @slow
