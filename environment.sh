@@ -18,7 +18,7 @@ make_venv() {
     local file=$1 base
     base=$(newer_python) || exit 2
     # The stamp is written last: an installation that was broken off begins again.
-    local stamp=.venv/.installed-${file%.txt}
+    local stamp=.venv/.installed-with-package-${file%.txt}
     if [ -x .venv/bin/python ] && cat requirements*.txt | cmp -s - "$stamp"; then
         return
     fi

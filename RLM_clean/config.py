@@ -64,22 +64,29 @@ class Config:
         128, 'language', 'v, the number of symbols', (lambda x: x >= 2, 'a whole number, 2 or more')
     )
     num_layers: int = option(
-        1, 'language', 'L, the depth of the tree', (lambda x: 1 <= x <= 20, 'a whole number, 1 to 20')
+        1,
+        'language',
+        'L, the depth of the tree: 2^L tokens (depth: layers of the model)',
+        (lambda x: 1 <= x <= 20, 'a whole number, 1 to 20'),
     )
     num_tokens: int | None = option(
-        None, 'language', 'tokens of a sequence that count, the target being the last of them (default: 2^num_layers)'
+        None, 'language', 'tokens of a sequence that count, the target included (default: 2^num_layers)'
     )
     beta: float = option(2.0, 'language', 'inverse temperature of the rules; they freeze at 2', BETA)
-    num_synonyms: int = option(8, 'language', 'm, productions of each symbol (rhm); at most num_features', POSITIVE)
+    num_synonyms: int = option(
+        8, 'language', 'm, pairs that each symbol can become (rhm); at most num_features', POSITIVE
+    )
     seed_rules: int = option(12345, 'seeds', 'seed of the grammar', GENERATOR_SEED)
-    seed_sample: int = option(67890, 'seeds', 'seed of the training and test sequences', SEED)
+    seed_sample: int = option(67890, 'seeds', 'seed of the training and test sequences; seed_samples is the same', SEED)
     seed_model: int = option(11111, 'seeds', 'seed of the initial weights and of dropout', GENERATOR_SEED)
 
     regime: str = option(
         'online', 'data', 'online: every batch is new; offline: train_size sequences, reshuffled each epoch',
         choices=('online', 'offline'),
     )  # fmt: skip
-    train_size: int = option(32768, 'data', 'size of the training set (regime offline)', POSITIVE)
+    train_size: int = option(
+        32768, 'data', 'size of the training set (regime offline); online it only names the files', POSITIVE
+    )
     max_epochs: int = option(100, 'data', 'stop after so many passes over the training set (regime offline)', POSITIVE)
     batch_size: int = option(64, 'data', 'sequences in a batch', POSITIVE)
     accumulation: int = option(1, 'data', 'batches whose gradients are averaged in one step', POSITIVE)
@@ -93,10 +100,10 @@ class Config:
 
     model: str = option(
         'transformer_mlm', 'model',
-        'transformer_mlm: logits of the last token; transformer_clm: of every next token; fcn: fully connected',
+        'transformer_mlm: causal, predicts x_n alone; transformer_clm: every next token; fcn: fully connected',
         choices=MODELS,
     )  # fmt: skip
-    depth: int = option(1, 'model', 'blocks of a transformer, hidden layers of fcn', POSITIVE)
+    depth: int = option(1, 'model', 'layers of the model: blocks of a transformer, hidden layers of fcn', POSITIVE)
     embedding_dim: int = option(64, 'model', 'dimensions of the residual stream', POSITIVE)
     num_heads: int = option(1, 'model', 'attention heads; must divide embedding_dim', POSITIVE)
     ffwd_size: int = option(4, 'model', 'width of the feed-forward layers (and of fcn) over embedding_dim', POSITIVE)
@@ -318,7 +325,8 @@ def make_parser(prog: str = 'rlm-train') -> argparse.ArgumentParser:
     """The parser of a run's command line: one `--name` for each option, in groups."""
     parser = _Parser(
         prog=prog,
-        description='Train a causal model on sequences of the Random Language Model, against their exact floors.',
+        description='Train a causal model on sequences of the Random Language Model, against their exact floors. '
+        'Trees are complete and binary; all levels share one alphabet.',
         allow_abbrev=False,
     )
     groups: dict[str, Any] = {}

@@ -78,6 +78,6 @@ def environment(folder: Path) -> dict[str, str]:
         script.chmod(0o755)
     (scripts / 'activate').write_text(f'PATH={scripts}:$PATH\n')
     requirements = ''.join((folder / name).read_text() for name in ('requirements-dev.txt', 'requirements.txt'))
-    (folder / '.venv/.installed-requirements').write_text(requirements)
+    (folder / '.venv/.installed-with-package-requirements').write_text(requirements)
     path = f'{scripts}:{os.environ["PATH"]}'
     return {**os.environ, **SHORT, 'PATH': path, 'PYTHONPATH': '', 'OMP_NUM_THREADS': '1', 'PYTHON': 'python3'}
