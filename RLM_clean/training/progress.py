@@ -123,7 +123,7 @@ class Progress:
                 shown['excess'] = f'{excess:.4f}'
             left = self.seconds_left()
             if left is not None:
-                shown |= {'steps/s': f'{self.paces["step"].rate:.3g}', 'left': format_seconds(left)}
+                shown |= {'steps/s': self.paces['step'].text, 'left': format_seconds(left)}
             self.bar.set_postfix(shown)
             return
         line = f'step {record["t"]:>{len(str(self.last))}}/{self.last}'
@@ -158,7 +158,7 @@ class Progress:
         self.last_line = self.now
         left = self.seconds_left()
         if left is not None:
-            line += f'  {self.paces["step"].rate:.3g} steps/s  {format_seconds(left)} left'
+            line += f'  {self.paces["step"].text} steps/s  {format_seconds(left)} left'
         self.stream.write(f'{line}\n')
         self.stream.flush()
 
@@ -178,6 +178,10 @@ class _Pace:
     @property
     def rate(self) -> float:
         return self.number / max(self.seconds, 1e-9)
+
+    @property
+    def text(self) -> str:
+        return f'{self.rate:.0f}' if self.rate >= 100 else f'{self.rate:.3g}'
 
 
 class Curves:
