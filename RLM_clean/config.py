@@ -29,17 +29,15 @@ NOT_NEGATIVE_REAL: Check = (lambda x: 0 <= x < math.inf, 'a finite number, 0 or 
 BETA: Check = (lambda x: 0 <= x <= 1e9, 'a number from 0 to 1e9')
 FRACTION: Check = (lambda x: 0 <= x < 1, 'a number from 0 to below 1')
 SEED: Check = (lambda x: 0 <= x < 2**63, 'a whole number from 0 to 2^63 - 1')
-# torch's generator on the CPU looks at no more bits of a seed: see streams.seeded_generator.
+# torch's generator on the CPU reads only 32 bits of a seed: see streams.seeded_generator.
 GENERATOR_SEED: Check = (lambda x: 0 <= x < 2**32, 'a whole number from 0 to 2^32 - 1')
 
 # What a dataset or a model may be: the library's own, and what init.register_dataset and init.register_model add.
 DATASETS = ['rlm', 'rhm']
 MODELS = ['transformer_mlm', 'transformer_clm', 'fcn']
 
-# Options that change where or how a run is computed, not what: a resumed run may set them anew.
+# Options that change where or how a run is computed, not what: a resumed run may have others.
 EXECUTION = frozenset({'outname', 'device', 'threads', 'compile', 'resume', 'tensorboard'})
-
-
 # Options that say when a run ends, and nothing else: no batch and no learning rate depends on them.
 LENGTH = frozenset({'max_iters', 'max_epochs'})
 
@@ -232,7 +230,7 @@ def _check_option(field: dataclasses.Field[Any], value: Any) -> None:
     if name == 'num_tokens' and value is None:
         return
     kind = _kind(field)
-    # An int is a good float; a bool is no good int.
+    # An int will do for a float, a bool will not do for an int.
     good = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
     if not good:
         raise ValueError(f'{name}={value!r} is not {_KIND_NAMES[kind]}: give one')
@@ -268,7 +266,7 @@ def _check_together(config: Config) -> None:
             f'batch_size={c.batch_size} times accumulation={c.accumulation} exceeds train_size={c.train_size}: lower it'
         )
     if not os.path.basename(c.outname):
-        raise ValueError(f'outname={c.outname!r} names no file: give a path such as results/my_run')
+        raise ValueError(f'outname={c.outname!r} does not name a file: give a path such as results/my_run')
     if max(len(os.fsencode(part)) for part in c.outname.split(os.sep)) > 200:
         raise ValueError(f'outname={c.outname!r} has too long a name in it: use at most 200 bytes for each')
     if c.max_iters // c.print_freq > 10**6:
@@ -360,7 +358,7 @@ def from_arguments(arguments: Sequence[str] | None = None, prog: str = 'rlm-trai
         fields = dataclasses.fields(Config)
         flags = [f.name for f in fields] + [f'no-{f.name}' for f in fields if _kind(f) is bool]
         close = difflib.get_close_matches(name, flags, 1)
-        parser.error(f'{unknown[0]!r} is no option: {f"did you mean --{close[0]}?" if close else "see --help"}')
+        parser.error(f'{unknown[0]!r} is not an option: {f"did you mean --{close[0]}?" if close else "see --help"}')
     try:
         return Config(**vars(known))
     except ValueError as error:

@@ -183,7 +183,7 @@ def _job() -> tuple[str, str, float]:
 
 
 def seconds(text: str) -> float:
-    """A duration as SLURM writes it (days-hours:minutes:seconds); infinite where it is no number."""
+    """A duration as SLURM writes it (days-hours:minutes:seconds); infinite where it is not a number."""
     found = re.fullmatch(r'(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)', text.strip())
     if not found:
         return math.inf
