@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -96,4 +97,6 @@ def _fail(message: str, status: int) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    status = main()
+    gc.freeze()  # torch's compiler leaves millions of objects, through which the interpreter would look at its end
+    sys.exit(status)

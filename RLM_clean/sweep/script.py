@@ -11,6 +11,7 @@ checked; torch is not needed for that.
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 import secrets
 import sys
@@ -236,4 +237,6 @@ def _is_begun_sweep(values: Values, varied: Sequence[str], name: str) -> bool:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    status = main()
+    gc.freeze()  # as main.py does
+    sys.exit(status)
