@@ -27,6 +27,7 @@ num_layers=${num_layers:-1}             # L, the depth of the tree
 num_tokens=${num_tokens:-}              # tokens that count, the last is the target; empty: 2^num_layers
 beta=${beta:-2}                         # inverse temperature of the rules (rlm); they freeze at 2
 num_synonyms=${num_synonyms:-8}         # productions of each symbol (rhm)
+num_classes=${num_classes:-0}           # symbols that the root can have; 0: all
 
 # ---- data
 regime=${regime:-online}                # online: every batch is new; offline: train_size sequences
@@ -38,16 +39,20 @@ input_format=${input_format:-long}      # long (indices) or onehot
 whitening=${whitening:-0}               # 1: one-hot inputs with mean 0 and variance 1
 
 # ---- model
-model=${model:-transformer_mlm}         # transformer_mlm, transformer_clm or fcn
+model=${model:-transformer_mlm}         # transformer_mlm, transformer_clm, transformer_bert, fcn, cnn, lcn or gru
 depth=${depth:-1}
 embedding_dim=${embedding_dim:-64}
 num_heads=${num_heads:-1}
-ffwd_size=${ffwd_size:-4}               # width of the feed-forward layers over embedding_dim
+ffwd_size=${ffwd_size:-4}               # width of the feed-forward layers over embedding_dim; 0: attention only
+positions=${positions:-learned}         # learned, rope (rotary) or none
+parametrisation=${parametrisation:-standard}  # standard, or mup: learning rates transfer over embedding_dim
 dropout=${dropout:-0.0}
 tie_weights=${tie_weights:-0}           # 1: the head uses the token embeddings
 
 # ---- training
-objective=${objective:-last}            # last: predict x_n; all: every next token (transformer_clm)
+objective=${objective:-last}            # last, all (every next token), root, masked (hidden tokens) or denoise
+mask_rate=${mask_rate:-0}               # masked: fraction of hidden tokens; 0: drawn for each sequence
+noise=${noise:-0}                       # denoise: probability of a random token; 0: drawn for each sequence
 optim=${optim:-sgd}                     # sgd or adam
 lr=${lr:-1e-3}
 momentum=${momentum:-0.9}

@@ -34,7 +34,19 @@ GENERATOR_SEED: Check = (lambda x: 0 <= x < 2**32, 'a whole number from 0 to 2^3
 
 # What a dataset or a model may be: the library's own, and what init.register_dataset and init.register_model add.
 DATASETS = ['rlm', 'rhm']
-MODELS = ['transformer_mlm', 'transformer_clm', 'fcn']
+MODELS = ['transformer_mlm', 'transformer_clm', 'transformer_bert', 'fcn', 'cnn', 'lcn', 'gru']
+_OWN_MODELS = frozenset(MODELS)  # without those that are registered
+TRANSFORMERS = ('transformer_mlm', 'transformer_clm', 'transformer_bert')
+
+# What a model sees and predicts (tasks/), and the models of the library that can: those of 'all' predict at every
+# position from the past, those of 'masked' and 'denoise' at every position from both sides.
+OBJECTIVES = {
+    'last': ('transformer_mlm', 'transformer_clm', 'transformer_bert', 'fcn', 'cnn', 'lcn', 'gru'),
+    'all': ('transformer_clm', 'gru'),
+    'root': ('transformer_mlm', 'transformer_clm', 'transformer_bert', 'fcn', 'cnn', 'lcn', 'gru'),
+    'masked': ('transformer_bert', 'fcn'),
+    'denoise': ('transformer_bert', 'fcn'),
+}
 
 # Options that change where or how a run is computed, not what: a resumed run may have others.
 EXECUTION = frozenset({'outname', 'device', 'threads', 'compile', 'resume', 'tensorboard'})
@@ -74,6 +86,9 @@ class Config:
     num_synonyms: int = option(
         8, 'language', 'm, pairs that each symbol can become (rhm); at most num_features', POSITIVE
     )
+    num_classes: int = option(
+        0, 'language', 'symbols that the root can have, the first of them; 0: all num_features', NOT_NEGATIVE
+    )  # fmt: skip
     seed_rules: int = option(12345, 'seeds', 'seed of the grammar', GENERATOR_SEED)
     seed_sample: int = option(67890, 'seeds', 'seed of the training and test sequences; seed_samples is the same', SEED)
     seed_model: int = option(11111, 'seeds', 'seed of the initial weights and of dropout', GENERATOR_SEED)
@@ -98,18 +113,42 @@ class Config:
 
     model: str = option(
         'transformer_mlm', 'model',
-        'transformer_mlm: causal, predicts x_n alone; transformer_clm: every next token; fcn: fully connected',
+        'transformer_mlm: causal, predicts x_n alone; transformer_clm: every next token; transformer_bert: sees both '
+        'sides; fcn: fully connected; cnn: a layer a level of the tree; lcn: a cnn without shared weights; '
+        'gru: recurrent',
         choices=MODELS,
     )  # fmt: skip
     depth: int = option(1, 'model', 'layers of the model: blocks of a transformer, hidden layers of fcn', POSITIVE)
     embedding_dim: int = option(64, 'model', 'dimensions of the residual stream', POSITIVE)
     num_heads: int = option(1, 'model', 'attention heads; must divide embedding_dim', POSITIVE)
-    ffwd_size: int = option(4, 'model', 'width of the feed-forward layers (and of fcn) over embedding_dim', POSITIVE)
+    ffwd_size: int = option(
+        4, 'model', 'width of the feed-forward layers (and of fcn) over embedding_dim; 0: attention only', NOT_NEGATIVE
+    )  # fmt: skip
+    positions: str = option(
+        'learned', 'model', 'how a transformer knows positions: learned embeddings, rope (rotary), or none',
+        choices=('learned', 'rope', 'none'),
+    )  # fmt: skip
+    parametrisation: str = option(
+        'standard', 'model', 'mup: maximal update, for which learning rates transfer over embedding_dim',
+        choices=('standard', 'mup'),
+    )  # fmt: skip
     dropout: float = option(0.0, 'model', 'probability of dropping an activation of a transformer', FRACTION)
     tie_weights: bool = option(False, 'model', 'the head uses the token embeddings')
 
     objective: str = option(
-        'last', 'training', 'last: predict x_n; all: every next token (transformer_clm)', choices=('last', 'all')
+        'last', 'training', 'what the model predicts; last: x_n; all: every next token; root: the root from the '
+        'leaves; masked: hidden tokens from the others; denoise: clean tokens from noisy ones',
+        choices=tuple(OBJECTIVES),
+    )  # fmt: skip
+    mask_rate: float = option(
+        0.0,
+        'training',
+        'fraction of the tokens that is hidden (objective masked); 0: drawn for each sequence',
+        FRACTION,
+    )
+    noise: float = option(
+        0.0, 'training', 'probability that a token is replaced (objective denoise); 0: drawn for each sequence',
+        (lambda x: 0 <= x <= 1, 'a number from 0 to 1'),
     )  # fmt: skip
     optim: str = option('sgd', 'training', 'sgd with momentum, or adam (AdamW)', choices=('sgd', 'adam'))
     lr: float = option(1e-3, 'training', 'learning rate', POSITIVE_REAL)
@@ -171,9 +210,24 @@ class Config:
 
     @property
     def context_size(self) -> int:
-        """The number of tokens that the model sees: num_tokens - 1."""
+        """The number of tokens that the model sees: num_tokens - 1, or all where the target is none of them."""
+        return self.window - (self.objective in ('last', 'all'))
+
+    @property
+    def window(self) -> int:
+        """The number of tokens of a sequence that count: num_tokens, which is set when a Config is made."""
         assert self.num_tokens is not None
-        return self.num_tokens - 1
+        return self.num_tokens
+
+    @property
+    def num_inputs(self) -> int:
+        """The number of symbols that an input can have: v, and one more for hidden tokens."""
+        return self.num_features + (self.objective == 'masked')
+
+    @property
+    def num_outputs(self) -> int:
+        """The number of symbols that a target can have: v, or num_classes of the root."""
+        return self.num_classes or self.num_features if self.objective == 'root' else self.num_features
 
     @property
     def last_step(self) -> int:
@@ -200,7 +254,8 @@ class Config:
         A run can be made longer: max_iters and max_epochs may be larger than the stored ones.
         """
         for name, value in self.to_dict().items():
-            before = stored.get(name, value)
+            # Files of earlier versions lack the options that came later, which were at their defaults then.
+            before = stored.get(name, value if name == 'num_tokens' else DEFAULTS[name])
             if name not in EXECUTION and before != value and not (name in LENGTH and before < value):
                 return name
         return None
@@ -251,16 +306,12 @@ def _check_together(config: Config) -> None:
         )
     if c.dataset == 'rhm' and c.num_synonyms > c.num_features:
         raise ValueError(f'num_synonyms={c.num_synonyms} exceeds num_features={c.num_features}: lower it')
-    if c.model != 'fcn' and c.embedding_dim % c.num_heads:
-        raise ValueError(
-            f'num_heads={c.num_heads} does not divide embedding_dim={c.embedding_dim}: make one a multiple of the other'
-        )
-    if c.model == 'fcn' and (c.dropout or c.tie_weights):
-        raise ValueError(f'model={c.model!r} has neither dropout nor tie_weights: leave both out')
+    if c.num_classes > c.num_features:
+        raise ValueError(f'num_classes={c.num_classes} exceeds num_features={c.num_features}: lower it')
+    _check_model(c)
+    _check_task(c)
     if c.whitening and c.input_format != 'onehot':
         raise ValueError(f"whitening={c.whitening} needs input_format='onehot': set it, or whitening=0")
-    if c.objective == 'all' and c.model != 'transformer_clm':
-        raise ValueError(f"objective='all' needs logits at all positions: use model='transformer_clm', not {c.model!r}")
     if c.regime == 'offline' and c.batch_size * c.accumulation > c.train_size:
         raise ValueError(
             f'batch_size={c.batch_size} times accumulation={c.accumulation} exceeds train_size={c.train_size}: lower it'
@@ -271,6 +322,57 @@ def _check_together(config: Config) -> None:
         raise ValueError(f'outname={c.outname!r} has too long a name in it: use at most 200 bytes for each')
     if c.max_iters // c.print_freq > 10**6:
         raise ValueError(f'print_freq={c.print_freq} makes over a million records of max_iters={c.max_iters}: raise it')
+
+
+def _check_model(c: Config) -> None:
+    """Raises ValueError for options that the model of the library does not have, or not together."""
+    if c.model in TRANSFORMERS:
+        if c.embedding_dim % c.num_heads:
+            raise ValueError(
+                f'num_heads={c.num_heads} does not divide embedding_dim={c.embedding_dim}: '
+                'make one a multiple of the other'
+            )
+        if c.positions == 'rope' and c.embedding_dim // c.num_heads % 2:
+            raise ValueError(
+                f"positions='rope' turns pairs of dimensions: make embedding_dim / num_heads={c.embedding_dim}/"
+                f'{c.num_heads} even'
+            )
+        if c.tie_weights and c.num_inputs != c.num_outputs:
+            raise ValueError(
+                f'tie_weights=True needs one symbol for each class, but objective={c.objective!r} has {c.num_inputs} '
+                f'input symbols and {c.num_outputs} classes: leave it out'
+            )
+        return
+    if c.ffwd_size == 0:
+        raise ValueError(f'ffwd_size=0 (attention only) is for transformers, not for model={c.model!r}: use 1 or more')
+    if c.model not in _OWN_MODELS:
+        return
+    for name in ('dropout', 'tie_weights', 'positions', 'parametrisation'):
+        if getattr(c, name) != Config.__dataclass_fields__[name].default:
+            raise ValueError(
+                f'{name}={format_value(getattr(c, name))} is for transformers, not for model={c.model!r}: leave it out'
+            )
+    if c.model in ('cnn', 'lcn') and not (c.depth == c.num_layers and c.num_tokens == 2**c.num_layers):
+        raise ValueError(
+            f'depth={c.depth} does not fit model={c.model!r}, which has a layer for each level of the tree: '
+            f'use depth={c.num_layers}, and all tokens'
+        )
+
+
+def _check_task(c: Config) -> None:
+    """Raises ValueError for an objective that the model cannot have, and for options that it does not use."""
+    fitting = OBJECTIVES[c.objective]
+    if c.model in _OWN_MODELS and c.model not in fitting:
+        needs = {'all': 'logits at all positions'}.get(c.objective, 'a model that sees both sides of a token')
+        raise ValueError(
+            f'objective={c.objective!r} needs {needs}: use model={" or ".join(map(repr, fitting))}, not {c.model!r}'
+        )
+    if c.objective not in ('last', 'all') and c.num_tokens != 2**c.num_layers:
+        raise ValueError(f'num_tokens={c.num_tokens} does not fit objective={c.objective!r}: leave it out')
+    if c.mask_rate and c.objective != 'masked':
+        raise ValueError(f"mask_rate={c.mask_rate:g} needs objective='masked': set it, or mask_rate=0")
+    if c.noise and c.objective != 'denoise':
+        raise ValueError(f"noise={c.noise:g} needs objective='denoise': set it, or noise=0")
 
 
 # ---------------------------------------------------------------------- the command line

@@ -6,15 +6,18 @@ import math
 from collections.abc import Callable, Container
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn, optim
 
-from RLM_clean import datasets, models
+from RLM_clean import datasets, models, tasks
 from RLM_clean.config import DATASETS, MODELS, Config
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 DrawRules = Callable[[Config], Tensor]
 BuildModel = Callable[[Config], nn.Module]
+
+_TRANSFORMERS = {'transformer_mlm': models.MLM, 'transformer_clm': models.CLM}
+# The models whose `forward` gives logits at all positions.
+_AT_ALL_POSITIONS = ('transformer_clm', 'transformer_bert', 'gru')
 
 # What a program has added to the library's own datasets and models.
 _datasets: dict[str, DrawRules] = {}
@@ -51,12 +54,22 @@ def _register(registered: Container[str], names: list[str], option: str, name: s
         names.append(name)
 
 
+def prior_of_root(config: Config) -> Tensor | None:
+    """The probabilities of the root's symbol `(v,)`: uniform on the first num_classes; None for uniform on all."""
+    if not config.num_classes:
+        return None
+    prior = torch.zeros(config.num_features, dtype=torch.float64)
+    prior[: config.num_classes] = 1 / config.num_classes
+    return prior
+
+
 def init_data(config: Config, device: torch.device | str = 'cpu', rules: Tensor | None = None) -> datasets.TreeGrammar:
     """The language of a run, drawing on `device`; `rules` are those of its files, when it has some already."""
     # mps has no 64-bit arithmetic to speak of: sequences are drawn beside it.
     device = torch.device('cpu') if torch.device(device).type == 'mps' else torch.device(device)
     num_data = config.train_size if config.regime == 'offline' else None
     v, L, seeds = config.num_features, config.num_layers, (config.seed_rules, config.seed_sample)
+    prior = prior_of_root(config)
     if config.dataset in _datasets:
         given = _datasets[config.dataset](config).float() if rules is None else rules
         if given.shape not in ((v, v, v), (L, v, v, v)):
@@ -65,27 +78,17 @@ def init_data(config: Config, device: torch.device | str = 'cpu', rules: Tensor 
                 f'make them {(v, v, v)}, or {(L, v, v, v)} with a tensor a level'
             )
         levels = given if given.ndim == 3 else list(given)
-        return datasets.TreeGrammar(levels, L, seed_samples=config.seed_sample, num_data=num_data, device=device)
+        return datasets.TreeGrammar(
+            levels, L, prior=prior, seed_samples=config.seed_sample, num_data=num_data, device=device
+        )
     if config.dataset == 'rhm':
-        return datasets.RHM(v, config.num_synonyms, L, *seeds, num_data=num_data, device=device, rules=rules)
-    return datasets.RLM(v, L, config.beta, *seeds, num_data=num_data, device=device, rules=rules)
+        return datasets.RHM(v, config.num_synonyms, L, *seeds, num_data, prior, device=device, rules=rules)
+    return datasets.RLM(v, L, config.beta, *seeds, num_data, prior, device=device, rules=rules)
 
 
 def num_rule_entries(config: Config) -> int:
     """The number of entries of the rules of a run's language, about: v^3, on each level of an RHM."""
     return (config.num_layers if config.dataset == 'rhm' else 1) * config.num_features**3
-
-
-def select_task(inputs: Tensor, targets: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """What the model sees and what it predicts, from inputs `(..., n - 1)` and targets `(...)` of a grammar.
-
-    Inputs are the last num_tokens - 1 tokens before x_n. Targets are x_n (objective last, `(...)`), or the token after
-    each input (objective all, `(..., num_tokens - 1)`).
-    """
-    inputs = inputs[..., inputs.shape[-1] - config.context_size :]
-    if config.objective == 'all':
-        targets = torch.cat((inputs[..., 1:], targets[..., None]), dim=-1)
-    return inputs, targets
 
 
 def transform_inputs(inputs: Tensor, v: int, input_format: str = 'long', whitening: int = 0) -> Tensor:
@@ -104,43 +107,53 @@ def init_model(config: Config) -> nn.Module:
     c = config
     if c.model in _models:
         return _models[c.model](c)
-    if c.model == 'fcn':
-        return models.MLP(
-            vocab_size=c.num_features,
-            num_inputs=c.context_size,
-            width=c.ffwd_size * c.embedding_dim,
+    if c.model in _TRANSFORMERS:
+        return _TRANSFORMERS[c.model](
+            vocab_size=c.num_inputs,
+            block_size=c.context_size,
+            embedding_dim=c.embedding_dim,
+            num_heads=c.num_heads,
             depth=c.depth,
-            second_moment=1.0 if c.whitening else None,
+            ffwd_size=c.ffwd_size,
+            dropout=c.dropout,
+            tie_weights=c.tie_weights,
             seed=c.seed_model,
         )
-    build = models.MLM if c.model == 'transformer_mlm' else models.CLM
-    return build(
-        vocab_size=c.num_features,
-        block_size=c.context_size,
-        embedding_dim=c.embedding_dim,
-        num_heads=c.num_heads,
-        depth=c.depth,
-        ffwd_size=c.ffwd_size,
-        dropout=c.dropout,
-        tie_weights=c.tie_weights,
-        seed=c.seed_model,
-    )
+    if c.model == 'gru':
+        return models.GRU(
+            c.num_inputs, c.context_size, c.embedding_dim, c.depth, seed=c.seed_model, num_outputs=c.num_outputs
+        )
+    moment = 1.0 if c.whitening else None
+    width = c.ffwd_size * c.embedding_dim
+    if c.model == 'fcn':
+        targets = c.context_size if tasks.of(c).at_each else None
+        return models.MLP(
+            c.num_inputs, c.context_size, width, c.depth, moment, c.seed_model,
+        )  # fmt: skip
+    network = getattr(models, c.model.upper())
+    return network(c.num_inputs, c.context_size, width, c.depth, moment, c.seed_model, num_outputs=c.num_outputs)
 
 
 def task_logits(model: nn.Module, inputs: Tensor, config: Config) -> Tensor:
-    """The model's logits for the targets of the task, from token indices `(B, T)`: `(B, v)`, or `(B, T, v)` for all."""
-    inputs = transform_inputs(inputs, config.num_features, config.input_format, config.whitening)
-    if config.model == 'transformer_clm' and config.objective == 'last':
+    """The model's logits for the targets of the task, from token indices `(B, T)`: `(B, c)`, or `(B, T, c)`.
+
+    Of a model that has logits at all positions, a task with one target gets those of the last.
+    """
+    inputs = transform_inputs(inputs, config.num_inputs, config.input_format, config.whitening)
+    if config.model in _AT_ALL_POSITIONS and not tasks.of(config).at_each:
         assert isinstance(model, models.CLM)
         return model.last_logits(inputs)
     return model(inputs)
 
 
+def task_loss(logits: Tensor, targets: Tensor, config: Config) -> Tensor:
+    """The training loss of the task in nats, `()`, from logits as `task_logits` gives them."""
+    return tasks.of(config).loss(logits, targets)
+
+
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """The mean of -ln q(target) in nats, in float32 or better: logits `(..., v)`, targets `(...)`."""
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+    return tasks.Last().loss(logits, targets)
 
 
 def init_training(
@@ -149,7 +162,7 @@ def init_training(
     """The criterion, the optimizer and the scheduler of the learning rate, stepped once after each update."""
     optimizer = init_optimizer(model, config)
     scheduler = optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, config))
-    return cross_entropy, optimizer, scheduler
+    return tasks.of(config).loss, optimizer, scheduler
 
 
 def init_optimizer(model: nn.Module, config: Config) -> optim.Optimizer:

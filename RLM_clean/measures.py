@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from RLM_clean import tasks
 from RLM_clean.datasets import TreeGrammar
 from RLM_clean.exact import entropies
 from RLM_clean.exact.entropies import Estimate, conditional_entropy, entropy, marginal, mean_and_error, window_entropies
-from RLM_clean.exact.inference import all_next_token_probs, next_token_probs
+from RLM_clean.exact.inference import next_token_probs
+from RLM_clean.tasks import Contexts, Task
+from RLM_clean.tasks.task import IGNORED, per_context
 
 # conditional_entropy, entropy, marginal and window_entropies are those of exact.entropies: the first version had them
 # here.
@@ -46,8 +49,6 @@ Logits = Callable[[nn.Module, Tensor], Tensor]
 _TOKENS_PER_PASS = 2**15
 # A set-up that is expected to take longer is announced.
 _SECONDS_TO_ANNOUNCE = 3.0
-# Entries of the posteriors that are kept for the excess loss (8 bytes each).
-_REFERENCE_ENTRIES = 2**24
 
 
 def apply_model(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -60,17 +61,26 @@ def test(model: nn.Module, inputs: Tensor, targets: Tensor, logits: Logits = app
     """The mean loss (nats) and the accuracy of a model on inputs `(N, T)` and targets `(N,)` or `(N, T)`.
 
     The loss is the mean of -ln q(target), summed in float64; `logits(model, inputs)` gives the logits for the targets.
-    The model is in eval mode during the call, and afterwards in the mode that it was in. Raises ValueError for logits
-    at other positions than the targets.
+    A target of -1 is left out; the targets of a sequence have equal weights, and so have the sequences. The model is in
+    eval mode during the call, and afterwards in the mode that it was in. Raises ValueError for logits at other
+    positions than the targets.
     """
-    loss, correct = 0.0, 0
+    loss, correct = 0.0, 0.0
     for scores, rows, y in _evaluate(model, inputs, targets, logits):
         _check_logits(scores, rows, y.shape)
-        flat, answers = scores.flatten(0, -2), y.flatten()
-        rows = torch.arange(len(answers), device=answers.device) if rows is None else rows
-        loss -= torch.log_softmax(flat, -1)[rows, answers].cpu().double().sum().item()
-        correct += int((flat.argmax(-1)[rows] == answers).sum().item())
+        if rows is not None:
+            scores = scores[rows]
+        log_q = torch.log_softmax(scores, -1).gather(-1, y.clamp(min=0)[..., None])[..., 0].cpu().double()
+        weights = _target_weights(y.cpu())
+        loss -= (log_q * weights).sum().item()
+        correct += ((scores.argmax(-1) == y).cpu() * weights).sum().item()
     return loss / targets.numel(), correct / targets.numel()
+
+
+def _target_weights(targets: Tensor) -> Tensor:
+    """The weights of targets `(N,)` or `(N, T)`, float64, 1 on average: 0 for those that are left out."""
+    counted = (targets != IGNORED).double().view(len(targets), -1)
+    return (counted * (counted.shape[1] / counted.sum(1, keepdim=True))).view(targets.shape)
 
 
 def _evaluate(
@@ -135,21 +145,23 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class Reference:
-    """Contexts and the exact posteriors of what follows them, against which models are measured.
+    """Contexts and the exact posteriors of what models predict from them, against which they are measured.
 
     Attributes:
-        inputs: contexts `(N, T)`, int64.
-        posteriors: `P(next token | context)`, `(N, v)`, or `(N, T, v)` for the token after each position; float64.
+        inputs: what a model sees, `(N, T)` int64.
+        posteriors: `P(target | context)`, `(N, c)`, or `(N, T, c)` for a target at each position; float64.
         weights: the probabilities `(N,)` of the contexts where these are all there are; None for a sample.
+        positions: the weights `(N, T)` of the targets of a context, which sum to one; None where they are equal.
     """
 
     inputs: Tensor
     posteriors: Tensor
     weights: Tensor | None
+    positions: Tensor | None = None
 
     def floor(self) -> Estimate:
         """The mean entropy of the posteriors, which is the lowest loss on them, and its standard error."""
-        return mean_and_error(self._per_context(torch.special.entr(self.posteriors).sum(-1)), self.weights)
+        return Contexts(self.inputs, self.posteriors, self.weights, self.positions).floor()
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, logits: Logits = apply_model) -> Evaluation:
@@ -157,7 +169,7 @@ class Reference:
 
         All three are expectations over the exact posterior P of the target, so no draw of a target adds noise: the loss
         is `E[-sum_x P(x) ln q(x)]`, the accuracy `E[P(argmax q)]`, the excess `E KL(P || q)`; the mean is over contexts
-        and positions. Raises ValueError for logits at other positions than the posteriors.
+        and the targets of each. Raises ValueError for logits at other positions than the posteriors.
         """
         divergences, accuracies = [], []
         for scores, rows, p in _evaluate(model, self.inputs, self.posteriors, logits):
@@ -166,8 +178,8 @@ class Reference:
             log_q = log_q if rows is None else log_q[rows.to(p.device)]
             divergences.append(kl_divergence(p, log_q))
             accuracies.append(p.gather(-1, log_q.argmax(-1, keepdim=True)).squeeze(-1))
-        excess, error = mean_and_error(self._per_context(torch.cat(divergences)), self.weights)
-        accuracy, _ = mean_and_error(self._per_context(torch.cat(accuracies)), self.weights)
+        excess, error = mean_and_error(per_context(torch.cat(divergences), self.positions), self.weights)
+        accuracy, _ = mean_and_error(per_context(torch.cat(accuracies), self.positions), self.weights)
         return Evaluation(self.floor()[0] + excess, accuracy, excess, error)
 
     def divergence(self, model: nn.Module, logits: Logits = apply_model) -> Estimate:
@@ -177,11 +189,7 @@ class Reference:
 
     def to(self, device: torch.device) -> Reference:
         """The same with its inputs where a model is."""
-        return Reference(self.inputs.to(device), self.posteriors, self.weights)
-
-    @staticmethod
-    def _per_context(values: Tensor) -> Tensor:
-        return values.view(len(values), -1).mean(1)
+        return replace(self, inputs=self.inputs.to(device))
 
 
 @dataclass
@@ -189,8 +197,9 @@ class Language:
     """A grammar with the exact losses of a task, in nats, and the contexts that models are measured on.
 
     `entropy` is the lowest loss of any model, `marginal` that of a predictor that sees nothing, `floors` those of the
-    best predictors from k tokens, {k: (value, standard error)}. `contexts` says on how many sampled contexts each floor
-    rests, {k: number} as in `entropies.num_contexts`; empty for files of earlier versions, which do not say.
+    best predictors from k tokens, {k: (value, standard error)}; which tokens these are, the task says. `contexts` says
+    on how many sampled contexts each floor rests, {k: number} as in `entropies.num_contexts`; empty for files of
+    earlier versions, which do not say.
     """
 
     grammar: TreeGrammar
@@ -216,43 +225,38 @@ class Language:
 def prepare_language(
     grammar: TreeGrammar,
     context_size: int,
-    objective: str = 'last',
+    objective: str | Task = 'last',
     known: dict[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Language:
     """A grammar with the exact losses of a task and the contexts that models are measured on.
 
-    `known` holds losses that were computed before, as `Language.losses` gives them; `say` gets a line for each loss
-    that is computed, with its standard error and the number of sampled contexts where it is not an exact sum, and
-    before them a line with the time that they take where that is long.
+    `context_size` is the number of tokens that a model sees. `known` holds losses that were computed before, as
+    `Language.losses` gives them; `say` gets a line for each loss that is computed, with its standard error and the
+    number of sampled contexts where it is not an exact sum, and before them a line with the time that they take where
+    that is long.
     """
-    ladder = entropies.window_ladder(context_size)
-    # The reference takes about as long as the last window, twice that for all tokens.
-    windows = [*ladder, context_size] if objective == 'all' or known is None else [context_size]
-    seconds = sum(entropies.expected_seconds(grammar, k) for k in windows)
+    task = tasks.make(objective)
+    num_tokens = task.num_tokens(context_size)
+    seconds = task.expected_seconds(grammar, num_tokens, floors=known is None)
     if seconds > _SECONDS_TO_ANNOUNCE:
         say(f'computing what is known exactly of the language: about {seconds:.0f} s')
-    whole = reference(grammar, context_size, objective)
+    contexts = task.contexts(grammar, num_tokens)
+    whole = Reference(*contexts)
     if known is not None:
         return Language(grammar, whole, known['entropy'], known['marginal'], known['floors'], known.get('contexts', {}))
-    target = 'best loss' if objective == 'last' else 'best loss of the last token'
+    target = 'best loss of the last token' if task.name == 'all' else 'best loss'
     floors: dict[int, Estimate] = {}
-    contexts = {k: entropies.num_contexts(grammar, k) for k in ladder}
-    for k, number in contexts.items():
-        # The last window and the reference are the same contexts where both are sampled in the plain way.
-        if objective == 'last' and number and k == context_size and not entropies.chained(grammar, k):
-            floors[k] = whole.floor()
-        else:
-            floors |= entropies.window_entropies(grammar, [k], known=floors)
-        say(f'{target} from {k} {"token" if k == 1 else "tokens"}: {format_estimate(floors[k], number)}')
-    if objective == 'last':
-        lowest = floors[context_size]
-    else:
+    numbers: dict[int, int] = {}
+    for k, floor, number in task.floors(grammar, num_tokens, contexts):
+        floors[k], numbers[k] = floor, number
+        say(f'{target} from {k} {"token" if k == 1 else "tokens"}: {format_estimate(floor, number)}')
+    lowest = floors[max(floors)]
+    if task.name == 'all':
         lowest = whole.floor()
-        say(
-            f'best loss of all tokens: {format_estimate(lowest, 0 if whole.weights is not None else len(whole.inputs))}'
-        )
-    return Language(grammar, whole, lowest[0], floors[0][0], floors, contexts)
+        number = 0 if whole.weights is not None else len(whole.inputs)
+        say(f'best loss of all tokens: {format_estimate(lowest, number)}')
+    return Language(grammar, whole, lowest[0], floors[0][0], floors, numbers)
 
 
 def format_estimate(estimate: Estimate, contexts: int = 0) -> str:
@@ -265,59 +269,32 @@ def format_estimate(estimate: Estimate, contexts: int = 0) -> str:
 def reference(
     grammar: TreeGrammar,
     context_size: int | None = None,
-    objective: str = 'last',
+    objective: str | Task = 'last',
     num_samples: int = 4096,
     seed: int | None = None,
 ) -> Reference:
-    """Contexts of `context_size` tokens (n - 1 by default) before x_n, and the exact posteriors of what follows.
+    """Contexts of `context_size` tokens (as many as there are by default), and the exact posteriors of the targets.
 
     All contexts with their probabilities where there are at most `num_samples`, as for L = 1; otherwise those of
-    sampled sequences, as in `window_entropies`. For the objective 'all' the posteriors are those of the token after
-    each position given the context up to it.
+    sampled sequences, as in `window_entropies`. `objective` is a task, or the name of one: for 'last' the contexts come
+    before x_n, and for 'all' the posteriors are those of the token after each position given the context up to it.
 
-    Raises ValueError for a context_size outside 1..n-1, an unknown objective and fewer than 2 samples where sampled.
+    Raises ValueError for a context_size that the task cannot have, an unknown objective and fewer than 2 samples where
+    sampled.
     """
-    v, n = grammar.v, 2**grammar.L
-    size = n - 1 if context_size is None else context_size
-    if not 1 <= size < n:
-        raise ValueError(f'context_size={size} does not fit before the last of {n} tokens: use 1 to {n - 1}')
-    if objective not in ('last', 'all'):
-        raise ValueError(f'objective={objective!r} is unknown: use last or all')
-    if v**size <= num_samples and entropies.summable(grammar, size):
-        return _whole_reference(grammar, size, objective)
-    number = entropies.affordable(grammar, size * (2 if objective == 'all' else 1), num_samples)
-    number = min(
-        number, max(entropies.FEWEST_CONTEXTS, _REFERENCE_ENTRIES // (v * (size if objective == 'all' else 1)))
-    )
-    inputs = entropies.sample_contexts(grammar, size, number, seed)
-    if objective == 'last':
-        return Reference(inputs, next_token_probs(grammar, inputs).cpu(), None)
-    leaves = torch.cat((inputs, torch.zeros_like(inputs[:, :1])), 1)  # the last token conditions nothing
-    return Reference(inputs, all_next_token_probs(grammar, leaves)[:, 1:].cpu(), None)
+    task = tasks.make(objective)
+    num_tokens = 2**grammar.L if context_size is None else task.num_tokens(context_size)
+    task.check_window(grammar, num_tokens)
+    return Reference(*task.contexts(grammar, num_tokens, num_samples, seed))
 
 
-def _whole_reference(grammar: TreeGrammar, size: int, objective: str) -> Reference:
-    joint = entropies.window_distribution(grammar, size + 1)
-    weights = joint.flatten(0, size - 1).sum(1)
-    possible = torch.nonzero(weights).flatten()
-    inputs = torch.stack(torch.unravel_index(possible, (grammar.v,) * size), dim=1)
-    posteriors = []
-    for seen in range(size, 0, -1):
-        given = joint[tuple(inputs[:, :seen].unbind(1))]
-        posteriors.append(given / given.sum(1, keepdim=True))
-        if objective == 'last':
-            break
-        joint = joint.sum(-1)
-    stacked = posteriors[0] if objective == 'last' else torch.stack(posteriors[::-1], dim=1)
-    return Reference(inputs, stacked, weights[possible])
-
-
-def bayes_floor(grammar: TreeGrammar, objective: str = 'last', num_samples: int = 4096) -> Estimate:
+def bayes_floor(grammar: TreeGrammar, objective: str | Task = 'last', num_samples: int = 4096) -> Estimate:
     """The lowest loss that any model can have on an objective, in nats, and its standard error.
 
-    For 'last' `H(x_n | x_1..x_{n-1})`; for 'all' the mean over i = 2..n of `H(x_i | x_1..x_{i-1})`.
+    For 'last' `H(x_n | x_1..x_{n-1})`; for 'all' the mean over i = 2..n of `H(x_i | x_1..x_{i-1})`; for other tasks the
+    mean entropy of the posteriors of the targets.
     """
-    if objective == 'last':
+    if tasks.make(objective).name == 'last':
         return entropies.entropy(grammar, num_samples)
     return reference(grammar, None, objective, num_samples).floor()
 
@@ -326,7 +303,7 @@ def excess_loss(
     model: nn.Module,
     grammar: TreeGrammar,
     context_size: int | None = None,
-    objective: str = 'last',
+    objective: str | Task = 'last',
     num_samples: int = 4096,
     logits: Logits = apply_model,
 ) -> Estimate:
@@ -334,6 +311,7 @@ def excess_loss(
 
     The mean over contexts of exact divergences: exact (error 0) where all contexts are summed over, as for L = 1. The
     model sees the last `context_size` tokens (n - 1 by default) and is compared with the best predictor that does.
+    `objective` is a task (`tasks.Masked(0.5)`, ...), or the name of one.
     """
     return reference(grammar, context_size, objective, num_samples).to(_device(model)).divergence(model, logits)
 

@@ -18,7 +18,7 @@ _MASK = (1 << 64) - 1
 _GAMMA_INVERSE = pow(_GAMMA, -1, 1 << 64)
 
 # The streams of one seed of samples. Their numbers are part of the meaning of a seed: never change them.
-STREAMS = {'train': 0, 'test': 1, 'other': 2, 'shuffle': 3, 'dropout': 4, 'floors': 5}
+STREAMS = {'train': 0, 'test': 1, 'other': 2, 'shuffle': 3, 'dropout': 4, 'floors': 5, 'mask': 6, 'noise': 7}
 
 
 def _signed(x: int) -> int:

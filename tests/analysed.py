@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from RLM_clean import init
+from RLM_clean import init, tasks
 from RLM_clean.config import Config
 from RLM_clean.datasets import TreeGrammar
 from RLM_clean.exact.inference import all_next_token_probs, next_token_probs
@@ -45,14 +45,17 @@ def run_of(grammar: TreeGrammar, predictor: nn.Module | None = None, **options: 
         assert isinstance(predictor.head, nn.Linear)
         predictor.head.weight.data.mul_(300)
 
+    task = tasks.of(config)
+
     def logits(model: nn.Module, inputs: Tensor) -> Tensor:
         return model(inputs) if isinstance(model, Best) else init.task_logits(model, inputs, config)
 
     def test_batch(step: int) -> tuple[Tensor, Tensor]:
-        return init.select_task(*grammar.batch(step, 16, 'test'), config)
+        inputs, targets = task.batches(grammar, config.window, step, 1, 16, 'test')
+        return inputs[0], targets[0]
 
     found: Any = SimpleNamespace(
-        config=config, rlm=grammar, steps=[0, 1, 10], done=True, dynamics=[{'t': 0}, {'t': 10}],
+        config=config, rlm=grammar, task=task, steps=[0, 1, 10], done=True, dynamics=[{'t': 0}, {'t': 10}],
         model=lambda step=None: predictor, logits=logits, test_batch=test_batch,
     )  # fmt: skip
     return found

@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from RLM_clean import init, measures
+from RLM_clean import init, measures, tasks
 from RLM_clean.config import Config
 from RLM_clean.runs.files import RunFiles
 from RLM_clean.training import lifecycle, loop, machine
@@ -49,7 +49,7 @@ def make_trainer(config: Config) -> Trainer:
 
 def make_language(config: Config) -> measures.Language:
     """The language of a run, with its exact floors."""
-    return measures.prepare_language(init.init_data(config), config.context_size, config.objective)
+    return measures.prepare_language(init.init_data(config), config.context_size, tasks.of(config))
 
 
 def contents(outname: Path | str) -> dict[str, Any]:

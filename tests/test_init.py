@@ -159,19 +159,6 @@ def test_sequences_for_mps_are_drawn_beside_it() -> None:
     assert init.init_data(config(), torch.device('mps')).device == torch.device('cpu')
 
 
-@pytest.mark.parametrize('objective', ['last', 'all'])
-@pytest.mark.parametrize('num_tokens', [2, 3, 5, 8])
-def test_the_task_is_the_end_of_the_sequence(num_tokens: int, objective: str) -> None:
-    c = config(num_layers=3, num_tokens=num_tokens, model='transformer_clm', objective=objective)
-    leaves = RLM(6, 3).sequences(0, 12)
-    for shape in ((12,), (3, 4)):
-        inputs, targets = init.select_task(leaves[:, :-1].reshape(*shape, 7), leaves[:, -1].reshape(shape), c)
-        window = leaves[:, 8 - num_tokens :]
-        assert torch.equal(inputs, window[:, :-1].reshape(*shape, num_tokens - 1))
-        expected = window[:, -1].reshape(shape) if objective == 'last' else window[:, 1:].reshape(inputs.shape)
-        assert torch.equal(targets, expected)
-
-
 # ---------------------------------------------------------------------- formats of inputs
 
 

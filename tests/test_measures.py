@@ -21,6 +21,7 @@ from RLM_clean.datasets import RHM, RLM, TreeGrammar
 from RLM_clean.exact import entropies
 from RLM_clean.exact.inference import all_next_token_probs, next_token_probs
 from RLM_clean.models import CLM, MLM
+from RLM_clean.tasks import next_token
 
 
 class Predictor(nn.Module):
@@ -200,7 +201,7 @@ def test_references_hold_the_first_contexts_of_the_stream_of_floors_as_far_as_th
     monkeypatch.setattr(entropies, '_SAMPLING_BUDGET', 0)
     assert len(measures.reference(grammar, 3).inputs) == 8
     monkeypatch.setattr(entropies, '_SAMPLING_BUDGET', 1e9)
-    monkeypatch.setattr(measures, '_REFERENCE_ENTRIES', 0)
+    monkeypatch.setattr(next_token, 'REFERENCE_ENTRIES', 0)
     assert len(measures.reference(grammar, 3, 'all').inputs) == 8
 
 

@@ -44,6 +44,8 @@ def ngram_records(
     """
     size, v = reference.inputs.shape[1], grammar.v
     posteriors = reference.posteriors
+    if config.objective not in ('last', 'all'):
+        raise ValueError(f"objective={config.objective!r} does not predict the next token: count for one with 'last'")
     if posteriors.ndim == 3 and posteriors.shape[1] > 1:
         raise ValueError("objective='all' has several targets: count for a run with objective='last'")
     if not 1 <= k <= size:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from RLM_clean.analysis.predictions import predict
+from RLM_clean.analysis.predictions import check_next_token, predict
 from RLM_clean.exact.correlations import leaf_marginals
 from RLM_clean.exact.entropies import Estimate, mean_and_error
 from RLM_clean.exact.inference import log_likelihood, next_token_probs
@@ -77,6 +77,7 @@ def generate(run: Run, model: nn.Module, number: int = 1024, seed: int = 0) -> G
     stream 'other', and the draws from a generator that `seed` alone seeds. With `num_tokens` below 2^L a sequence is
     the last num_tokens tokens of one of the language.
     """
+    check_next_token(run)
     m, generator = run.config.context_size + 1, seeded_generator(seed)
     given = 1 if run.config.objective == 'all' else m - 1
     log_q = torch.zeros(number, dtype=torch.float64)

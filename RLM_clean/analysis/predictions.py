@@ -56,8 +56,10 @@ def model_at(run: Run, step: int) -> nn.Module:
 def predict(run: Run, model: nn.Module, inputs: Tensor) -> Tensor:
     """`q(x_n | context)`, the model's distribution of the token after the last input, `(N, v)` float64.
 
-    `inputs (N, T)` are token indices, T the number of tokens that the run's model sees.
+    `inputs (N, T)` are token indices, T the number of tokens that the run's model sees. Raises ValueError for a run
+    that predicts something else than the next token.
     """
+    check_next_token(run)
     found = []
     for x in inputs.split(max(1, _TOKENS_PER_PASS // inputs.shape[1])):
         logits = run.logits(model, x)
@@ -65,8 +67,17 @@ def predict(run: Run, model: nn.Module, inputs: Tensor) -> Tensor:
     return torch.cat(found)
 
 
+def check_next_token(run: Run) -> None:
+    """Raises ValueError for a run that predicts something else than the next token."""
+    if run.task.whole:
+        raise ValueError(
+            f'objective={run.config.objective!r} does not predict the next token: compare run.logits with run.task.best'
+        )
+
+
 def _reference(run: Run, num_samples: int) -> Reference:
     """Contexts and the exact distribution of x_n; all contexts of one token, so that q is a whole matrix."""
+    check_next_token(run)
     size = run.config.context_size
     return measures.reference(run.rlm, size, 'last', max(num_samples, run.rlm.v) if size == 1 else num_samples)
 
@@ -241,6 +252,7 @@ def prediction_table(run: Run, step: int | None = None, number: int = 8, top: in
     predictor give it; `KL(P || q)` in nats; the `top` likeliest tokens of the model and of the best predictor with
     their probabilities, the true one marked by a star. The model is the one at `step`, by default the last.
     """
+    check_next_token(run)
     step = model_steps(run)[-1] if step is None else step
     inputs, targets = run.test_batch(step)
     inputs, targets = inputs[:number], targets[:number]

@@ -169,14 +169,16 @@ class TreeGrammar(Dataset):
         set, cut into batches.
         """
         depth = self._depth(L)
-        first, count = step * batch_size, num_steps * batch_size
-        if stream == 'train' and self.num_data is not None:
-            indices = self._epoch_indices(first, count)
-        else:
-            indices = torch.arange(first, first + count, device=self.device)
+        indices = self._batch_indices(step * batch_size, num_steps * batch_size, stream)
         leaves = self._leaves(indices, stream, depth, last=last).view(num_steps, batch_size, -1)
         inputs, targets = leaves[..., :-1], leaves[..., -1]
         return (inputs if self.transform is None else self.transform(inputs)), targets
+
+    def root_batches(self, step: int, num_steps: int, batch_size: int, stream: str = 'train') -> Tensor:
+        """The symbols at the roots of the sequences of `batches`, `(num_steps, B)` int64."""
+        indices = self._batch_indices(step * batch_size, num_steps * batch_size, stream)
+        roots = self._roots(stream_key(self.seed_samples, stream), indices[:, None] << self.L)
+        return roots.view(num_steps, batch_size)
 
     def batch(self, step: int, batch_size: int, stream: str = 'train', L: int | None = None) -> tuple[Tensor, Tensor]:
         """Batch number `step` of a stream: inputs `(B, 2^L - 1)` and targets `(B,)`, both int64."""
@@ -233,6 +235,12 @@ class TreeGrammar(Dataset):
         if not self.shared or L < 1:
             raise ValueError(f'L={L} does not fit a grammar of depth {self.L} with rules of its own on each level')
         return L
+
+    def _batch_indices(self, first: int, count: int, stream: str) -> Tensor:
+        """The numbers of the sequences at positions first..first+count-1 of a stream of batches."""
+        if stream == 'train' and self.num_data is not None:
+            return self._epoch_indices(first, count)
+        return torch.arange(first, first + count, device=self.device)
 
     def _epoch_indices(self, first: int, count: int) -> Tensor:
         """The numbers of the sequences at positions first..first+count-1 of the endless row of shuffled epochs."""

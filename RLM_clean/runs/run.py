@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from RLM_clean import init, measures
+from RLM_clean import init, measures, tasks
 from RLM_clean.config import EXECUTION, Config, format_value
 from RLM_clean.measures import Reference
 from RLM_clean.runs import contents
 from RLM_clean.runs.files import Record, RunFiles
+from RLM_clean.tasks import Task
 
 
 class Run:
@@ -62,6 +63,11 @@ class Run:
             f'{self.config.last_step}, {status}; floor {self.entropy:.4f}{excess} (nats)'
         )
 
+    @cached_property
+    def task(self) -> Task:
+        """What the model sees and predicts; `run.task.best(run.rlm, inputs)` is the exact best prediction."""
+        return tasks.of(self.config)
+
     @property
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in order."""
@@ -87,15 +93,15 @@ class Run:
 
         run.reference.evaluate(run.model(step), run.logits) gives the loss, the accuracy and the excess of its record.
         """
-        return measures.reference(self.rlm, self.config.context_size, self.config.objective)
+        return measures.reference(self.rlm, self.config.context_size, self.task)
 
     def test_batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Fresh sequences: batch number `step` of the test stream, test_size inputs with their targets.
 
         Runs of the first version measured the testloss and testacc of `step` on them.
         """
-        inputs, targets = self.rlm.batch(step, self.config.test_size, 'test')
-        return init.select_task(inputs, targets, self.config)
+        batches = self.task.batches(self.rlm, self.config.window, step, 1, self.config.test_size, 'test')
+        return batches[0][0], batches[1][0]
 
     def logits(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """The model's logits for the targets of the task, from token indices `(B, T)`, in the precision of the run."""

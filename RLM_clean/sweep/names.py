@@ -12,7 +12,8 @@ from RLM_clean.config import Config, format_value
 # How the name of a run says that an option differs from its default: a short code and the value, for texts the value
 # alone, for switches a word. In this order; what is left out is in the name anyway, or is not part of what a run is.
 NAME_CODES = {
-    'num_tokens': 'n', 'beta': 'b', 'num_synonyms': 'm', 'regime': '', 'objective': '', 'model': '', 'depth': 'depth',
+    'num_tokens': 'n', 'beta': 'b', 'num_synonyms': 'm', 'num_classes': 'nc', 'regime': '', 'objective': '',
+    'mask_rate': 'hidden', 'noise': 'noise', 'model': '', 'positions': 'pos', 'parametrisation': '', 'depth': 'depth',
     'embedding_dim': 'd', 'num_heads': 'heads', 'ffwd_size': 'ff', 'tie_weights': 'tied', 'dropout': 'drop',
     'optim': '', 'lr': 'lr', 'momentum': 'mom', 'weight_decay': 'wd', 'grad_clip': 'clip', 'scheduler': '',
     'warmup_time': 'warm', 'decay_time': 'decay', 'batch_size': 'bs', 'accumulation': 'acc', 'input_format': '',

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn, optim
 
-from RLM_clean import init
+from RLM_clean import init, tasks
 from RLM_clean.config import Config
 from RLM_clean.models.transformer import Dropout, set_dropout_key
 from RLM_clean.streams import stream_key
@@ -129,7 +129,7 @@ class GraphUpdate:
         """Batches and scalars of the shapes of a call with S steps."""
         c = self.config
         inputs = torch.zeros(S, c.accumulation, c.batch_size, c.context_size, dtype=torch.int64, device=self.device)
-        targets = inputs.clone() if c.objective == 'all' else inputs[..., -1].clone()
+        targets = inputs.clone() if tasks.of(c).at_each else inputs[..., -1].clone()
         return inputs, targets, {name: x.clone() for name, x in self.scalars(0, S).items()}
 
 

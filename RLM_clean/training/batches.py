@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from RLM_clean import init
+from RLM_clean import tasks
 from RLM_clean.config import Config
 from RLM_clean.datasets import TreeGrammar
 from RLM_clean.training.machine import STEPS_AHEAD, TOKENS_AHEAD
@@ -16,7 +16,8 @@ class BatchFeed:
 
     def __init__(self, grammar: TreeGrammar, config: Config, device: torch.device) -> None:
         self.grammar, self.config, self.device = grammar, config, device
-        tokens = config.batch_size * config.accumulation * (config.context_size + 1)
+        self.task = tasks.of(config)
+        tokens = config.batch_size * config.accumulation * config.window
         self.chunk = max(1, min(STEPS_AHEAD, TOKENS_AHEAD // tokens))
         self.first = -1
 
@@ -28,16 +29,16 @@ class BatchFeed:
         accumulation = self.config.accumulation
         first = step - step % self.chunk
         if first != self.first:
-            batches = self.grammar.batches(
+            batches = self.task.batches(
+                self.grammar,
+                self.config.window,
                 first * accumulation,
                 self.chunk * accumulation,
                 self.config.batch_size,
-                last=self.config.num_tokens,
             )
             # Contiguous, so that each batch is one block of memory.
             self.inputs, self.targets = (
-                x.contiguous().to(self.device).unflatten(0, (self.chunk, accumulation))
-                for x in init.select_task(*batches, self.config)
+                x.contiguous().to(self.device).unflatten(0, (self.chunk, accumulation)) for x in batches
             )
             self.first = first
         start = step - first

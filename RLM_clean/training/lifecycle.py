@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from RLM_clean import init, measures
+from RLM_clean import init, measures, tasks
 from RLM_clean.config import LENGTH, Config, format_value
 from RLM_clean.measures import Language
 from RLM_clean.runs.files import Record, RunFiles
@@ -134,9 +134,8 @@ class ActiveRun:
             self.say(f'drawing the rules: about {seconds:.0f} s')
         grammar = init.init_data(self.config, self.machine.device, rules)
         c = self.config
-        return measures.prepare_language(grammar, c.context_size, c.objective, self.stored, self.say).to(
-            torch.device(self.machine.device)
-        )
+        language = measures.prepare_language(grammar, c.context_size, tasks.of(c), self.stored, self.say)
+        return language.to(torch.device(self.machine.device))
 
     def start(self, trainer: Trainer) -> None:
         """Returns to the newest checkpoint of a run that goes on, and writes the first file of a run that begins.

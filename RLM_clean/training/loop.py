@@ -180,9 +180,9 @@ class Trainer:
             self.take_back_record(resume['before_record'])
 
     def _loss_of_first_batch(self) -> float:
-        inputs, targets = self.language.grammar.batch(0, self.config.batch_size)
-        inputs, targets = init.select_task(inputs, targets, self.config)
-        return test(self.model, inputs.to(self.device), targets.to(self.device), self.logits)[0]
+        grammar, c = self.language.grammar, self.config
+        inputs, targets = (x[0].to(self.device) for x in self.feed.task.batches(grammar, c.window, 0, 1, c.batch_size))
+        return test(self.model, inputs, targets, self.logits)[0]
 
     def _check_finite(self, name: str, value: float, step: int) -> None:
         if not math.isfinite(value):

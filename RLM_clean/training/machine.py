@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from RLM_clean import init
+from RLM_clean import init, tasks
 from RLM_clean.config import Config
 
 # Training batches are drawn ahead, for at most so many steps and so many tokens at a time.
@@ -111,10 +111,10 @@ def memory_needs(config: Config) -> list[Need]:
     # An entry of the rules takes 4 bytes, 8 in the sampler's tables, and 8 in the float64 rules of exact inference,
     # which floors from more than one token need; all three are kept.
     entry = 12 + (8 if c.context_size > 1 else 0)
-    sequence = 8 * (c.context_size + 1)
+    sequence = 8 * c.window
     batch = c.accumulation * c.batch_size
     ahead = 3 * min(STEPS_AHEAD * batch * sequence, 8 * TOKENS_AHEAD)  # sequences, inputs, and a copy to work on
-    positions = c.context_size if c.objective == 'all' else 1
+    positions = c.context_size if tasks.of(c).at_each else 1
     return [
         Need('the rules', entry * init.num_rule_entries(c), {'num_features': 3}),
         Need('the batches', max(ahead, sequence * batch), {'batch_size': 1, 'accumulation': 1}),

@@ -36,7 +36,7 @@ class Loss(nn.Module):
         # Weights that were cast for one graph must not be found by another: no cache.
         with torch.autocast(inputs.device.type, torch.bfloat16, bfloat16, cache_enabled=False):
             logits = init.task_logits(self.model, inputs, self.config)
-        return init.cross_entropy(logits, targets)
+        return init.task_loss(logits, targets, self.config)
 
 
 class Step:

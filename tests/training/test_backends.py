@@ -15,7 +15,7 @@ from small_runs import make_trainer, quiet, tiny, train
 from step_kinds import FROZEN, KINDS, WAYS, Interpreted, frozen_trainer, losses_of, moved, plain_losses
 from torch import Tensor
 
-from RLM_clean import init
+from RLM_clean import init, tasks
 from RLM_clean.config import Config
 from RLM_clean.runs.files import RunFiles
 from RLM_clean.runs.run import load_run
@@ -258,7 +258,9 @@ def test_a_captured_graph_takes_the_eager_steps() -> None:
         for model, compile in zip(models, (False, True), strict=True)
     ]
     grammar = init.init_data(config)
-    inputs, targets = (x[:, None].cuda() for x in init.select_task(*grammar.batches(0, 32, config.batch_size), config))
+    inputs, targets = (
+        x[:, None].cuda() for x in tasks.of(config).batches(grammar, config.window, 0, 32, config.batch_size)
+    )
     eager = torch.cat([ways[0](step, inputs[step : step + 1], targets[step : step + 1]) for step in range(32)])
     captured = torch.cat([ways[1](0, inputs[:16], targets[:16]), ways[1](16, inputs[16:], targets[16:])])
     torch.testing.assert_close(captured, eager, rtol=1e-4, atol=0)

@@ -1,0 +1,111 @@
+"""Masked tokens: some tokens of a sequence are hidden, and the model predicts each of them from the others.
+
+Hidden tokens carry the symbol v. The loss of a sequence is the mean over its hidden tokens. With the number of hidden
+tokens uniform on 1..n, n times this loss is an average over all orders in which the tokens can be predicted one after
+the other, so that the lowest loss is H(x_1, ..., x_n) / n (B. Uria, I. Murray and H. Larochelle, ICML 2014).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from RLM_clean.datasets import TreeGrammar
+from RLM_clean.exact.correlations import leaf_marginals
+from RLM_clean.exact.entropies import Estimate
+from RLM_clean.exact.subtrees import subtree_posteriors
+from RLM_clean.streams import STREAMS, random_words, stream_key
+from RLM_clean.tasks.task import (
+    IGNORED,
+    Contexts,
+    Task,
+    drawn,
+    in_float32,
+    leaf_likelihoods,
+    number_of_contexts,
+    window_estimate,
+)
+
+
+@dataclass(frozen=True)
+class Masked(Task):
+    """Predict each hidden token from the tokens that are seen.
+
+    `rate` is the fraction of the tokens that is hidden, rounded to a number of tokens, at least one; 0 draws this
+    number for each sequence, uniformly from 1 to n. Which tokens are hidden is random, and new each time that a
+    sequence is seen. The floors are those of the sub-tree of k leaves around a token, k = 0, 2, 4, ..., n.
+    """
+
+    rate: float = 0.0
+    name: ClassVar[str] = 'masked'
+    at_each: ClassVar[bool] = True
+    mask: ClassVar[bool] = True
+
+    def batches(
+        self,
+        grammar: TreeGrammar,
+        num_tokens: int,
+        step: int,
+        num_steps: int,
+        batch_size: int,
+        stream: str = 'train',
+    ) -> tuple[Tensor, Tensor]:
+        """The leaves with hidden ones replaced by v, and the hidden ones (IGNORED at the others), `(S, B, n)`."""
+        leaves = drawn(grammar, step, num_steps, batch_size, stream)
+        first, count = step * batch_size, num_steps * batch_size
+        hidden = self.hidden(grammar, first, count, stream).view(leaves.shape)
+        return leaves.masked_fill(hidden, grammar.v), leaves.masked_fill(~hidden, IGNORED)
+
+    def hidden(self, grammar: TreeGrammar, first: int, count: int, stream: str, seed: int | None = None) -> Tensor:
+        """Which tokens of sequences first..first+count-1 of a stream are hidden, `(count, n)` bool."""
+        n, device = 2**grammar.L, grammar.device
+        seed = grammar.seed_samples if seed is None else seed
+        rows = torch.arange(first, first + count, device=device)[:, None]
+        words = random_words(stream_key(seed, 'mask', STREAMS[stream]), rows * n + torch.arange(n, device=device))
+        rank = words.argsort(dim=1, stable=True).argsort(dim=1)
+        if self.rate:
+            return rank < max(1, round(self.rate * n))
+        number = random_words(stream_key(seed, 'mask', STREAMS[stream], 1), rows)
+        return rank < 1 + (number & (n - 1))
+
+    def contexts(
+        self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096, seed: int | None = None
+    ) -> Contexts:
+        """Sequences of the stream 'floors' with hidden tokens; the weights of a context's hidden tokens are equal."""
+        number = number_of_contexts(grammar, num_samples, num_tokens * grammar.v)
+        leaves = grammar.sequences(0, number, 'floors', seed=seed)
+        hidden = self.hidden(grammar, 0, number, 'floors', seed)
+        inputs, positions = leaves.masked_fill(hidden, grammar.v), hidden.double().cpu()
+        return Contexts(inputs, self.best(grammar, inputs).cpu(), None, positions / positions.sum(1, keepdim=True))
+
+    def best(self, grammar: TreeGrammar, inputs: Tensor) -> Tensor:
+        """`P(x_i | seen tokens)` of every token, `(N, n, v)`: one-hot where the token is seen."""
+        return self._within(grammar, inputs, grammar.L)
+
+    def windows(self, num_tokens: int) -> list[int]:
+        """0 and the powers of two from 2 to n: of a hidden token itself nothing is seen."""
+        return [0, *(2**l for l in range(1, num_tokens.bit_length()))]
+
+    def window_floor(self, grammar: TreeGrammar, contexts: Contexts, k: int) -> Estimate:
+        """The mean of `H(x_i | tokens seen in its sub-tree of k leaves)` over the hidden tokens."""
+        if k == 0:
+            return torch.special.entr(leaf_marginals(grammar)).sum(1).mean().item(), 0.0
+        return window_estimate(self._within(grammar, contexts.inputs, k.bit_length() - 1).cpu(), contexts)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean over sequences of the mean of -ln q(hidden token), in nats: logits `(B, n, v)`, targets `(B, n)`."""
+        hidden = targets != IGNORED
+        log_q = torch.log_softmax(in_float32(logits), -1)
+        losses = -log_q.gather(-1, targets.clamp(min=0)[..., None])[..., 0] * hidden
+        return (losses.sum(-1) / hidden.sum(-1)).mean()
+
+    def position_weights(self, targets: Tensor) -> Tensor | None:
+        """One over the number of hidden tokens at each of them."""
+        hidden = (targets != IGNORED).double()
+        return hidden / hidden.sum(-1, keepdim=True)
+
+    def _within(self, grammar: TreeGrammar, inputs: Tensor, height: int) -> Tensor:
+        return subtree_posteriors(grammar, leaf_likelihoods(inputs, grammar.v), height)[0]
