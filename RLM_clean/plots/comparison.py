@@ -16,6 +16,7 @@ from RLM_clean.plots.runs import Curve, draw_excess, draw_losses, language_parts
 from RLM_clean.plots.style import fitted_labels, plain, styled
 from RLM_clean.runs import Run, RunFiles
 from RLM_clean.runs.files import Record
+from RLM_clean.tasks import TASKS
 
 AnyRun = Run | str | os.PathLike[str]
 
@@ -58,7 +59,7 @@ def compare(runs: AnyRun | Iterable[AnyRun]) -> Figure:
     labels = _labels(found)
     title = _shared_title([run.config for run in found])
     curves = [
-        Curve(run.records, run.floors, run.entropy, title, plain(label))
+        Curve(run.records, run.floors, run.entropy, title, plain(label), seen=TASKS[run.config.objective].seen)
         for run, label in zip(found, labels, strict=True)
     ]
     return _draw(curves)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -32,6 +32,7 @@ from RLM_clean.plots.style import (
     styled,
 )
 from RLM_clean.runs.files import Record
+from RLM_clean.tasks import TASKS, Last
 
 Floors = dict[int, tuple[float, float]]
 
@@ -50,6 +51,7 @@ class Curve:
     title: str = ''
     label: str = ''
     color: Any = None
+    seen: str = Last.seen
 
 
 # The curves of axes and the artists that show them, so that another curve can be added.
@@ -65,19 +67,20 @@ def learning_curve(
     axes: Axes | None = None,
     label: str = '',
     color: Any = None,
+    seen: str = Last.seen,
 ) -> Axes:
     """Training and test loss (nats) against the step, on a log axis, with the floors of the task as labelled lines.
 
-    `floors` are the losses of the best predictors from the last k tokens, {k: (value, standard error)}, and `entropy`
-    is the lowest mean loss that any model can have on new sequences; the area below it is shaded. The training loss
-    can be there: it is measured on a batch, or on a training set that the model has memorised. Draws into `axes`, or
-    makes its own figure (`axes.figure`).
+    `floors` are the losses of the best predictors from k tokens, {k: (value, standard error)}; `seen` says which
+    tokens, for the legend. `entropy` is the lowest mean loss that any model can have on new sequences; the area below
+    it is shaded. The training loss can be there: it is measured on a batch, or on a training set that the model has
+    memorised. Draws into `axes`, or makes its own figure (`axes.figure`).
 
     Axes that hold learning curves already get one more: each run then has a colour and a name, `label` or else its
     title. Floors that all runs share are drawn once, otherwise each run has its lowest one in its own colour.
     """
     axes = own_axes(axes)
-    _add(axes, 'learning curve', Curve(dynamics, floors, entropy, title, label, color), draw_losses)
+    _add(axes, 'learning curve', Curve(dynamics, floors, entropy, title, label, color, seen), draw_losses)
     legend_below(axes, columns=3)
     return axes
 
@@ -124,7 +127,7 @@ def _named(curves: Sequence[Curve]) -> list[Curve]:
             name = f'{name} ({number})'
         names.add(name)
         own = curve.color if curve.color is not None else next(palette, color)
-        named.append(Curve(curve.dynamics, curve.floors, curve.entropy, curve.title, name, own))
+        named.append(replace(curve, label=name, color=own))
     return named
 
 
@@ -154,7 +157,7 @@ def draw_losses(axes: Axes, curves: Sequence[Curve]) -> None:
         axes.plot([], [], color=GREY, lw=0.8, alpha=0.6, label='training loss')
     steps_axis(axes)
     if all(_same_floors(curve, curves[0]) for curve in curves):
-        _shared_floors(axes, curves[0].floors, curves[0].entropy)
+        _shared_floors(axes, curves[0])
     else:
         _own_floors(axes, curves)
     axes.set_ylabel('loss (nats)')
@@ -169,11 +172,12 @@ def _same_floors(a: Curve, b: Curve) -> bool:
     )
 
 
-def _shared_floors(axes: Axes, floors: Floors, entropy: float) -> None:
+def _shared_floors(axes: Axes, curve: Curve) -> None:
     """Draws every floor of a language, and shades what lies below the lowest one."""
+    floors, entropy = curve.floors, curve.entropy
     if any(abs(value - entropy) < 1e-9 for value, _ in floors.values()):
         lines = {f'$H_{{{k}}}$ = {value:.3f}': value for k, (value, _) in floors.items()}
-        floor_lines(axes, lines, '$H_k$, best loss from the last k tokens')
+        floor_lines(axes, lines, f'$H_k$, best loss from {curve.seen}')
     else:  # the mean over several targets, which is not the floor of any window
         floor_lines(axes, {f'floor = {entropy:.3f}': entropy}, 'best loss of all models')
     width, height = axes_inches(axes)
@@ -289,8 +293,9 @@ def language_parts(config: Config) -> list[str]:
 
 
 def model_parts(config: Config) -> list[str]:
-    """What is said of the model of a run."""
-    return [config.model, f'depth {config.depth}', config.optim]
+    """What is said of the model of a run and of its task."""
+    task = [] if config.objective == 'last' else [config.objective]
+    return [*task, config.model, f'depth {config.depth}', config.optim]
 
 
 def save_learning_curve(dynamics: list[Record], language: Language, config: Config, path: Path) -> None:
@@ -302,7 +307,8 @@ def save_learning_curve(dynamics: list[Record], language: Language, config: Conf
     counts = _count_records(dynamics, language, config)
     if counts:
         _draw_counts(left, right, counts, dynamics)
-    learning_curve(dynamics, language.floors, language.entropy, run_title(config), left)
+    seen = TASKS[config.objective].seen
+    learning_curve(dynamics, language.floors, language.entropy, run_title(config), left, seen=seen)
     excess_curve(dynamics, right, 'excess over the best predictor', 'model' if counts else '', GREEN)
     save(left.figure, path)
 

@@ -34,6 +34,7 @@ class Denoise(Task):
 
     noise: float = 0.0
     name: ClassVar[str] = 'denoise'
+    seen: ClassVar[str] = 'the sub-tree of k leaves'
     at_each: ClassVar[bool] = True
 
     @property

@@ -41,6 +41,7 @@ class Masked(Task):
 
     rate: float = 0.0
     name: ClassVar[str] = 'masked'
+    seen: ClassVar[str] = 'the sub-tree of k leaves'
     at_each: ClassVar[bool] = True
     mask: ClassVar[bool] = True
 

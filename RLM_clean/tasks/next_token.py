@@ -21,6 +21,7 @@ class Last(Task):
     """Predict x_n from the tokens before it. The floors are those of the last k tokens, k = 0, 1, 3, 7, ..."""
 
     name: ClassVar[str] = 'last'
+    seen: ClassVar[str] = 'the last k tokens'
     whole: ClassVar[bool] = False
 
     def batches(

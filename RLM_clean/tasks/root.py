@@ -27,6 +27,7 @@ class Root(Task):
 
     num_classes: int = 0
     name: ClassVar[str] = 'root'
+    seen: ClassVar[str] = 'the first k leaves'
 
     def batches(
         self,

@@ -53,6 +53,7 @@ class Task:
         name: the value of the option `objective`.
         whole: whether the model sees all n tokens (some changed), not only those before the target.
         at_each: whether there is a target at each position.
+        seen: which k tokens the predictor of the floor H_k sees, for legends.
         mask: whether one more symbol, number v, stands for a hidden token.
     """
 
@@ -60,6 +61,7 @@ class Task:
     whole: ClassVar[bool] = True
     at_each: ClassVar[bool] = False
     mask: ClassVar[bool] = False
+    seen: ClassVar[str] = 'k tokens'
 
     def batches(
         self,
