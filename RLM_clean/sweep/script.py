@@ -62,18 +62,16 @@ def main(words: Sequence[str] | None = None) -> int:
 def list_run(line: Sequence[str]) -> int:
     """Says what a run would do, and writes nothing; returns the exit status, 2 for options that cannot be run."""
     config = from_arguments(line)
-    from RLM_clean.runs.files import RunFiles
-    from RLM_clean.training import machine
-    from RLM_clean.training.lifecycle import describe
+    from RLM_clean.training.lifecycle import describe, foresee
     from RLM_clean.training.progress import say
 
     try:
-        machine.check(config)
+        plan = foresee(config)
     except ValueError as error:
         say(f'rlm-train: error: {error}', sys.stderr)
         return 2
     say(describe(config))
-    say(f'{config.outname}  {"there already" if RunFiles(config.outname).final.exists() else "to train"}')
+    say(f'{config.outname}  {plan}')
     return 0
 
 

@@ -216,6 +216,23 @@ def describe(config: Config) -> str:
     return f'options: {changes}, all others at their defaults' if changes else 'all options at their defaults'
 
 
+def foresee(config: Config) -> str:
+    """What `train` would do with the files of a run, in a few words; writes nothing.
+
+    Raises ValueError where `train` would.
+    """
+    machine.check(config)
+    files = RunFiles(config.outname)
+    if not _check_folder(config, files) or config.resume == 'restart':
+        return 'to train'
+    _read_stored(config, files)
+    output = files.load_final(tensors=False)['output'] if files.final.exists() else None
+    if output is not None and (output['early_stop'] or output['step'] >= config.last_step):
+        return 'there already'
+    steps = files.steps()
+    return f'to go on from step {steps[-1]} to {config.last_step}' if steps else 'to train'
+
+
 # ---------------------------------------------------------------------- what the files of a run hold already
 
 

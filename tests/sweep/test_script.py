@@ -17,7 +17,6 @@ from small_runs import TINY, tiny, train
 
 from RLM_clean import main as run_module
 from RLM_clean.config import Config, from_arguments
-from RLM_clean.runs.files import RunFiles
 from RLM_clean.sweep import __main__ as sweep_module
 from RLM_clean.sweep import script
 from RLM_clean.sweep.arguments import make_sweep_parser, parse, read_request
@@ -359,10 +358,26 @@ def test_a_dry_run_of_one_run_says_what_would_run_and_writes_nothing(
         'results/rlm_8L1_b2_ts32768_d8_test32_1  to train',
     ]
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / 'results').mkdir()
-    RunFiles('results/rlm_8L1_b2_ts32768_d8_test32_1').final.touch()
-    assert script.main([*defaults, '--', *small, '--dry_run']) == 0
-    assert capsys.readouterr().out.endswith('results/rlm_8L1_b2_ts32768_d8_test32_1  there already\n')
+
+
+def test_a_dry_run_says_of_a_run_that_has_been_trained_what_the_command_would_do(
+    defaults: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def dry_run(max_iters: int) -> int:
+        small = [f'{name}={value}' for name, value in {**SMALL, 'max_iters': max_iters}.items()]
+        return script.main([*defaults, '--', *small, '--dry_run'])
+
+    name = 'results/rlm_8L1_b2_ts32768_d8_test32_1'
+    train(Config(outname=name, **SMALL))
+    before = sorted((path, path.stat().st_mtime_ns) for path in Path('results').iterdir())
+    for steps, said in ((4, 'there already'), (9, 'to go on from step 4 to 9')):
+        assert dry_run(steps) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f'{name}  {said}'
+    assert dry_run(3) == 2
+    assert 'max_iters=3 differs from 4' in capsys.readouterr().err
+    assert sorted((path, path.stat().st_mtime_ns) for path in Path('results').iterdir()) == before
 
 
 @pytest.mark.parametrize(
