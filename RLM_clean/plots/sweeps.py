@@ -37,15 +37,17 @@ def plot_sweep(results: Results, by: str | None = None) -> Figure:
 
     A line is the mean over repetitions. Its band runs from the 16th to the 84th percentile, which is one standard
     deviation on either side for a normal distribution. The dashed line of the same colour is the mean floor, the loss
-    of the best possible predictors. Each combination of the other axes has its own column, up to six. `by` is the axis
-    with the most values by default. Raises ValueError for a `by` that is not an axis of the sweep.
+    of the best possible predictors. Each combination of the other axes has its own column; of more than six
+    the first six are shown, which the title says. `by` is the axis with the most values by default. Raises ValueError
+    for a `by` that is not an axis of the sweep.
     """
     axes = [name for name in results.axes if name != 'repetition']
     if by is not None and by not in axes:
         raise ValueError(f'by={by!r} is not an axis of this sweep: {similar(by, axes)}')
     by = by or max(axes, key=lambda name: len(results.axes[name]), default=None)
     others = [name for name in axes if name != by]
-    points = list(itertools.product(*(enumerate(results.axes[name]) for name in others)))[:_MOST_COLUMNS]
+    every = list(itertools.product(*(enumerate(results.axes[name]) for name in others)))
+    points = every[:_MOST_COLUMNS]
     labels = [f'{by} = {format_value(value)}' for value in results.axes[by]] if by else ['all runs']
     colors = shades(len(labels))
 
@@ -73,6 +75,8 @@ def plot_sweep(results: Results, by: str | None = None) -> Figure:
     labels, columns, rows = fitted_labels([plain(label) for label in labels], width - 0.4, 6)
     figure.set_figheight(7 + 0.19 * rows)
     figure.legend(handles, labels, loc='outside lower center', ncols=columns, columnspacing=1.5)
+    if len(points) < len(every):
+        figure.suptitle(f'the first {len(points)} of {len(every)} combinations of {plain(", ".join(others))}', size=11)
     return figure
 
 

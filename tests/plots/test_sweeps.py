@@ -69,6 +69,15 @@ def test_the_curves_of_every_grid_are_readable_and_told_apart(grid: str) -> None
         assert axes.get_window_extent().height > 2.5 * figure.dpi  # the figure grows with its legend
 
 
+def test_a_figure_says_how_many_columns_it_leaves_out() -> None:
+    of_six: Any = MadeUp({'weight_decay': BETAS, 'accumulation': [1, 2, 3], 'num_features': [16, 32]})
+    of_eight: Any = MadeUp({'weight_decay': BETAS, 'accumulation': [1, 2, 3, 4], 'num_features': [16, 32]})
+    assert plots.plot_sweep(of_six).get_suptitle() == ''
+    figure = plots.plot_sweep(of_eight)
+    assert figure.get_suptitle() == r'the first 6 of 8 combinations of accumulation, num\_features'.replace('\\', '')
+    assert_readable(figure)
+
+
 @pytest.mark.parametrize('grid', [grid for grid in GRIDS if len(GRIDS[grid]) == 2])
 def test_the_map_of_every_grid_is_readable_both_ways(grid: str) -> None:
     results: Any = MadeUp(GRIDS[grid])
