@@ -7,6 +7,7 @@ stream, i) alone, so any batch can be drawn at any time, in any process, in any 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -46,6 +47,9 @@ class TreeGrammar(Dataset):
 
     Raises ValueError for rules or priors that are not probabilities, and for sizes that do not fit together.
     """
+
+    # The level from which symbols become pairs of children by the rules; not 0 in a filtered language.
+    top_level = 0
 
     def __init__(
         self,
@@ -129,6 +133,24 @@ class TreeGrammar(Dataset):
 
     def _number(self, level: int) -> int:
         return 0 if self.shared else level
+
+    def filtered(self, k: int) -> TreeGrammar:
+        """The language with the same seeds whose correlations above sub-trees of 2^k leaves are removed, 0 <= k <= L.
+
+        The symbols at the heads of these sub-trees are independent of each other given the root, each with its exact
+        law given the root, and the usual rules hold below them: see datasets/filtered.py. k = L gives the language
+        itself, a copy that has drawn nothing yet; k = 0 leaves all tokens independent given the root. Raises ValueError
+        for k outside 0..L.
+        """
+        from RLM_clean.datasets.filtered import FilteredGrammar  # filtered.py builds on this module
+
+        if not 0 <= k <= self.L:
+            raise ValueError(f'k={k} is not the height of a sub-tree: use 0 to {self.L}')
+        if k < self.L:
+            return FilteredGrammar(self, k)
+        language = copy.copy(self)
+        language._drawn = dict.fromkeys(self._drawn, 0)
+        return language
 
     # ------------------------------------------------------------------ sampling
 
@@ -262,8 +284,8 @@ class TreeGrammar(Dataset):
     def _trees(self, indices: Tensor, stream: str, depth: int) -> list[Tensor]:
         key = stream_key(self.seed_samples, stream)
         base = indices[:, None] << depth
-        levels = [self._roots(key, base)]
-        for level in range(depth):
+        levels = self._tops(key, base)
+        for level in range(self.top_level, depth):
             levels.append(self._children(key, base, levels[-1], level))
         return levels
 
@@ -277,6 +299,7 @@ class TreeGrammar(Dataset):
             raise ValueError(f'last={last} leaves are not part of a sequence of {n}: use 1 to {n}')
         key = stream_key(self.seed_samples if seed is None else seed, stream)
         size = _NODES_PER_CHUNK.get(self.device.type, 2**15)
+        top = self.top_level
         leaves = torch.empty(len(indices), width, dtype=torch.int64, device=self.device)
 
         def grow(base: Tensor, symbols: Tensor, level: int, out: Tensor) -> None:
@@ -290,13 +313,18 @@ class TreeGrammar(Dataset):
                 needed = 2 ** (level + 1) - (n - width >> depth - level - 1)
                 grow(part[0], children[:, 2 * nodes - needed :], level + 1, part[2])
 
-        for chunk, out in zip(indices.split(size), leaves.split(size), strict=True):
+        trees = max(1, size >> top)
+        for chunk, out in zip(indices.split(trees), leaves.split(trees), strict=True):
             base = chunk[:, None] << depth
-            grow(base, self._roots(key, base), 0, out)
+            grow(base, self._tops(key, base)[-1][:, n - width >> depth - top :], top, out)
         return leaves
 
     # The sampler. Node h of tree i (heap order; 0 is the draw of the root) uses word i * 2^depth + h of the
     # stream; `base (r, 1)` holds the i * 2^depth.
+
+    def _tops(self, key: int, base: Tensor) -> list[Tensor]:
+        """The symbols that no rule draws, level by level down to `top_level`."""
+        return [self._roots(key, base)]
 
     def _roots(self, key: int, base: Tensor) -> Tensor:
         if self._root_table is None:

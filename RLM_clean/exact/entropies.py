@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from itertools import count, takewhile
+from itertools import count, pairwise, takewhile
 
 import torch
 from torch import Tensor
 
-from RLM_clean.datasets.tree_grammar import TreeGrammar, normalised_blocks
+from RLM_clean.datasets import FilteredGrammar, TreeGrammar
+from RLM_clean.datasets.tree_grammar import normalised_blocks
 from RLM_clean.exact.correlations import children_law, level_marginals, transitions
 from RLM_clean.exact.inference import log_likelihood, next_token_probs
 
@@ -184,6 +185,9 @@ def window_distribution(grammar: TreeGrammar, m: int) -> Tensor:
         raise ValueError(f'm={m} tokens are not part of a sequence of {n}: use 1 to {n}')
     height = (m - 1).bit_length()
     level, half = grammar.L - height, 2**height // 2
+    if level < grammar.top_level:
+        left, right = _given_root(grammar, n - m, n - half), _given_root(grammar, n - half, n)
+        return ((left * grammar.prior[:, None]).T @ right).view((grammar.v,) * m)
     law = right_spine(grammar)[level]
     if height == 0:
         return law
@@ -201,6 +205,16 @@ def _below(grammar: TreeGrammar, height: int, m: int) -> Tensor:
         return rules.sum(1) @ _below(grammar, height - 1, m)
     left, right = _below(grammar, height - 1, m - half), _below(grammar, height - 1, half)
     return (left.T @ (rules @ right)).flatten(1)
+
+
+def _given_root(grammar: TreeGrammar, first: int, end: int) -> Tensor:
+    """`P(x_first..x_(end - 1) | root)` of a filtered language, `(v, v^(end - first))`; `end` is that of a sub-tree."""
+    assert isinstance(grammar, FilteredGrammar)
+    size, table = 2**grammar.k, torch.ones(grammar.v, 1, dtype=torch.float64)
+    for j in range(first // size, end // size):
+        words = grammar.head_laws[j] @ _below(grammar, grammar.k, min(size, (j + 1) * size - first))
+        table = (table[:, :, None] * words[:, None]).flatten(1)
+    return table
 
 
 def right_spine(grammar: TreeGrammar) -> list[Tensor]:
@@ -240,11 +254,14 @@ def tree_entropy(grammar: TreeGrammar) -> float:
     """The entropy of a whole derivation, all of its symbols, in nats.
 
     By the chain rule `H(prior) + sum over inner nodes k of sum_a P(x_k = a) h_k[a]`, with h the entropy of the rules.
+    In a filtered language the heads of the sub-trees, given the root, take the place of the inner nodes above them.
     """
     entropy = torch.special.entr(grammar.prior).sum().item()
     laws = level_marginals(grammar)
     shared = rule_entropy(grammar.rules[0]) if grammar.shared else None
-    for level in range(grammar.L):
+    if isinstance(grammar, FilteredGrammar):
+        entropy += (torch.special.entr(grammar.head_laws).sum((0, 2)) @ grammar.prior).item()
+    for level in range(grammar.top_level, grammar.L):
         of_rules = rule_entropy(grammar.rules[level]) if shared is None else shared
         entropy += (laws[level].sum(0) @ of_rules).item()
     return entropy
@@ -302,10 +319,14 @@ def _summed_leaves_entropy(grammar: TreeGrammar) -> float:
     and the right half below the root.
     """
     v, L = grammar.v, grammar.L
-    U = torch.eye(v, dtype=torch.float64)
-    for level in range(L - 1, 0, -1):
-        U = (U.T @ (grammar.level_rules(level) @ U)).flatten(1)
-    half = U.T @ children_law(grammar, 0, grammar.prior)
+    if grammar.top_level:
+        half = (_given_root(grammar, 0, 2**L // 2) * grammar.prior[:, None]).T
+        U = _given_root(grammar, 2**L // 2, 2**L)
+    else:
+        U = torch.eye(v, dtype=torch.float64)
+        for level in range(L - 1, 0, -1):
+            U = (U.T @ (grammar.level_rules(level) @ U)).flatten(1)
+        half = U.T @ children_law(grammar, 0, grammar.prior)
     blocks = half.split(max(1, _ENTRIES_PER_BLOCK // U.shape[1]))
     return sum(torch.special.entr(block @ U).sum().item() for block in blocks)
 
@@ -313,7 +334,10 @@ def _summed_leaves_entropy(grammar: TreeGrammar) -> float:
 def _tree_log_probabilities(grammar: TreeGrammar, trees: list[Tensor]) -> Tensor:
     """`ln P(tree)` of each tree, `(B,)` nats, given level by level as the grammar draws them."""
     log_probability = grammar.prior[trees[0][:, 0]].log()
-    for level in range(grammar.L):
-        T, children = grammar.level_rules(level), trees[level + 1]
-        log_probability += T[trees[level], children[:, ::2], children[:, 1::2]].log().sum(1)
+    if isinstance(grammar, FilteredGrammar):
+        log_probability += grammar.head_laws[torch.arange(len(grammar.head_laws)), trees[0], trees[1]].log().sum(1)
+        trees = trees[1:]
+    for level, (parents, children) in enumerate(pairwise(trees), grammar.top_level):
+        T = grammar.level_rules(level)
+        log_probability += T[parents, children[:, ::2], children[:, 1::2]].log().sum(1)
     return log_probability

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from RLM_clean.datasets import TreeGrammar
+from RLM_clean.datasets import FilteredGrammar, TreeGrammar
+from RLM_clean.exact import filtered_tree
 from RLM_clean.exact.correlations import level_marginals
 from RLM_clean.exact.propagation import (
     children_outside,
@@ -53,6 +54,8 @@ def next_token_probs(grammar: TreeGrammar, inputs: Tensor, device: Device = None
     ValueError for tokens or shapes that do not fit the grammar and for a context of probability zero.
     """
     inputs = _tokens(grammar, inputs, 'inputs', device)
+    if isinstance(grammar, FilteredGrammar):
+        return filtered_tree.next_token_probs(grammar, inputs)
     predicted = spine_prediction(grammar, inputs.shape[1], inputs.device)
 
     def predict(rows: slice) -> list[Tensor]:
@@ -76,6 +79,8 @@ def all_next_token_probs(grammar: TreeGrammar, leaves: Tensor, device: Device = 
     """
     leaves = _tokens(grammar, leaves, 'last leaves', device)
     m, v = leaves.shape[1], grammar.v
+    if isinstance(grammar, FilteredGrammar):
+        return filtered_tree.all_next_token_probs(grammar, leaves)
     top = subtree(grammar, m, leaves.device)
     # The first of the m leaves and the nodes above it have nothing seen to their left: their laws need no sequence.
     first_nodes = [2**top.height - m >> top.height - depth for depth in range(top.height + 1)]
@@ -110,6 +115,10 @@ def log_likelihood(grammar: TreeGrammar, leaves: Tensor, device: Device = None, 
     sequence of probability zero, which gets minus infinity where `strict` is False.
     """
     leaves = _tokens(grammar, leaves, 'last leaves', device)
+    if isinstance(grammar, FilteredGrammar):
+        log_probs = filtered_tree.log_likelihood(grammar, leaves)
+        _check_possible((log_probs > -torch.inf) | (not strict), slice(0, None))
+        return log_probs
     predicted = spine_prediction(grammar, leaves.shape[1] - 1, leaves.device)
 
     def evaluate(rows: slice) -> list[Tensor]:
@@ -140,7 +149,7 @@ def ancestor_posteriors(
     seen = length if past is None else past
     if not 0 <= seen <= length:
         raise ValueError(f'past={past} leaves are not part of a sequence of {length}: use 0 to {length}')
-    if seen == 0:
+    if seen == 0 and not isinstance(grammar, FilteredGrammar):
         laws = [law.to(leaves.device) for law in level_marginals(grammar)]
         return [law.expand(len(leaves), -1, -1) for law in laws]
     return _node_posteriors(grammar, leaves[:, :seen])
@@ -167,6 +176,8 @@ def evidence_log_likelihood(grammar: TreeGrammar, evidence: Tensor, device: Devi
     `P(evidence) = sum over sequences of P(x) prod_i e_i[x_i]`, e_i the likelihoods of leaf i, as in `node_posteriors`.
     """
     likelihoods, log_norm = _likelihoods(grammar, evidence, device)
+    if isinstance(grammar, FilteredGrammar):
+        return log_norm + filtered_tree.log_likelihood(grammar, likelihoods)
     levels, prior = tree_levels(grammar, 0, likelihoods.device), grammar.prior.to(likelihoods.device)
 
     def evaluate(rows: slice) -> list[Tensor]:
@@ -178,6 +189,8 @@ def evidence_log_likelihood(grammar: TreeGrammar, evidence: Tensor, device: Devi
 
 def _node_posteriors(grammar: TreeGrammar, evidence: Tensor) -> list[Tensor]:
     """The posteriors of all nodes given the first leaves: tokens `(B, k)` or likelihoods `(B, k, v)`, k > 0."""
+    if isinstance(grammar, FilteredGrammar):
+        return filtered_tree.node_posteriors(grammar, evidence)
     L, n = grammar.L, 2**grammar.L
     levels, prior = tree_levels(grammar, 0, evidence.device), grammar.prior.to(evidence.device)
     # Down to the lowest node that has all of the evidence below it, the left edge has laws that need no sequence.
