@@ -137,9 +137,8 @@ def _before_and_after(log_messages: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _probabilities(logs: Tensor) -> Tensor:
-    """`exp(logs)` with sum one; zeros where all are minus infinity."""
-    largest = logs.amax(-1, keepdim=True)
-    return normalised((logs - largest.where(largest > -torch.inf, 0.0)).exp())[0]
+    """`exp(logs)` with sum one; nan where all are minus infinity, which `_check_possible` finds."""
+    return logs.softmax(-1)
 
 
 def _given_the_past(level: Level, alpha: Tensor, nodes: Nodes) -> Tensor:
@@ -155,7 +154,7 @@ def _given_the_past(level: Level, alpha: Tensor, nodes: Nodes) -> Tensor:
 
 
 def _check_possible(weights: Tensor, rows: slice) -> None:
-    """Raises ValueError if a row of weights `(R, v)` is zero."""
+    """Raises ValueError if a row of weights `(R, v)` is zero or nan."""
     possible = weights.sum(-1) > 0
     if not possible.all():
         row = rows.start + int(possible.int().argmin())

@@ -111,6 +111,9 @@ def test_impossible_targets_have_an_infinite_loss_and_certain_ones_none() -> Non
     certain = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
     assert filtered.compare(best[:1], certain[:1], weights=torch.ones(1).double()).cross_entropy == (0.0, 0.0)
     assert filtered.compare(best, certain).divergence[0] == math.inf
+    # The second position does not count.
+    counted = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    assert filtered.compare(best[None], certain[None], counted, torch.ones(1).double()).cross_entropy == (0.0, 0.0)
     with pytest.raises(ValueError, match='do not fit posteriors of shape'):
         filtered.compare(best, certain[:1])
 

@@ -271,6 +271,8 @@ def test_products_over_many_sub_trees_do_not_underflow() -> None:
     found = next_token_probs(language, leaves[:, :-1])
     assert_close(found, posteriors[:, -1])
     assert math.isclose(found[0, 1].item(), expected * (1 - small) + (1 - expected) * small, rel_tol=1e-10)
+    likelihood = log_likelihood(language, leaves)[0].item()
+    assert math.isclose(likelihood, 64 * math.log(small * (1 - small)), rel_tol=1e-12)
 
 
 def test_impossible_evidence_is_refused_or_has_likelihood_zero() -> None:
