@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,3 +136,15 @@ def test_a_filtered_language_is_compared_with_lower_heights() -> None:
     floors = filtered.masked_floors(language, leaves.masked_fill(~seen, -1), weights=weights)
     assert list(floors) == [0, 1] and floors[1].divergence == (0.0, 0.0)
     assert floors[0].cross_entropy[0] == pytest.approx(loss_of_token(table, lower, 2, seen), rel=1e-12)
+
+
+def test_the_table_of_the_theory_is_what_its_snippet_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/theory.md, section Filtered languages."""
+    section = (
+        (Path(__file__).parents[2] / 'docs/theory.md').read_text(encoding='utf-8').partition('## Filtered languages')[2]
+    )
+    snippet, _, rest = section.partition('```python\n')[2].partition('```')
+    exec(compile(snippet, 'docs/theory.md', 'exec'), {})
+    printed = re.findall(r'\d+\.\d+|^\d+', capsys.readouterr().out, re.MULTILINE)
+    rows = [line for line in rest.partition('\n## ')[0].splitlines() if re.match(r'\| \d', line)]
+    assert printed == re.findall(r'\d+\.\d+|(?<=^\| )\d+', '\n'.join(rows), re.MULTILINE) and len(rows) == 5
