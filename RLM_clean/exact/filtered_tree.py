@@ -106,6 +106,22 @@ def node_posteriors(language: FilteredGrammar, evidence: Tensor) -> list[Tensor]
     return in_chunks(posteriors, evidence, language.v, _entries(language))
 
 
+def block_posteriors(language: FilteredGrammar, likelihoods: Tensor, height: int) -> tuple[Tensor, Tensor]:
+    """`P(x_i | evidence in its block of 2^height leaves)`, `(B, n, v)`, and `ln P(evidence)` of each block `(B, N)`.
+
+    A block is what a sub-tree of that height has for leaves in the original tree, `height` above k; the rest of the
+    sequence is unseen. `likelihoods (B, n, v)`.
+    """
+    posteriors, log_probs = [], []
+    for leaves in torch.arange(2**language.L, device=likelihoods.device).split(2**height):
+        seen = torch.ones_like(likelihoods)
+        seen[:, leaves] = likelihoods[:, leaves]
+        seen, log_norms = normalised(seen)
+        posteriors.append(node_posteriors(language, seen)[-1][:, leaves])
+        log_probs.append(log_norms.sum(1) + log_likelihood(language, seen))
+    return torch.cat(posteriors, 1), torch.stack(log_probs, 1)
+
+
 # ------------------------------------------------------------------ inside
 
 

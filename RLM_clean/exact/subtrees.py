@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from RLM_clean.datasets import TreeGrammar
+from RLM_clean.datasets import FilteredGrammar, TreeGrammar
+from RLM_clean.exact import filtered_tree
 from RLM_clean.exact.correlations import level_marginals
 from RLM_clean.exact.propagation import (
     children_outside,
@@ -37,6 +38,8 @@ def subtree_posteriors(grammar: TreeGrammar, likelihoods: Tensor, height: int) -
         )
     if not 0 <= height <= L:
         raise ValueError(f'height={height} is not that of a sub-tree: use 0 to {L}')
+    if isinstance(grammar, FilteredGrammar) and height > grammar.k:
+        return filtered_tree.block_posteriors(grammar, likelihoods, height)
     blocks, leaves = 2 ** (L - height), 2**height
     levels = tree_levels(grammar, L - height, likelihoods.device)
     laws = level_marginals(grammar)[L - height].to(likelihoods.device)  # (blocks, v)

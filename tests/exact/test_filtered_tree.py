@@ -18,6 +18,7 @@ from filtered_process import (
 from random_grammars import exhaustive, random_grammar
 from torch import Tensor
 
+from RLM_clean import measures, tasks
 from RLM_clean.datasets import RHM, RLM, FilteredGrammar, TreeGrammar
 from RLM_clean.exact import correlations, entropies, inference
 from RLM_clean.exact.inference import (
@@ -29,6 +30,7 @@ from RLM_clean.exact.inference import (
     next_token_probs,
     node_posteriors,
 )
+from RLM_clean.exact.subtrees import subtree_posteriors
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:
@@ -148,6 +150,21 @@ def test_nodes_given_the_past_are_exact(grammar: TreeGrammar) -> None:
                 assert_close(nodes, expected)
 
 
+@exhaustive([(2, 1), (3, 2), (4, 2), (2, 3)], examples=15)
+def test_posteriors_from_a_part_of_the_sequence_are_exact(grammar: TreeGrammar) -> None:
+    n = 2**grammar.L
+    for k in range(grammar.L):
+        language, table = grammar.filtered(k), filtered_joint(grammar, k)
+        evidence = mixed_evidence(table, rows=3, seed=k)
+        for height in range(grammar.L + 1):
+            posteriors, log_probs = subtree_posteriors(language, evidence, height)
+            for block in range(n >> height):
+                inside = torch.arange(n) >> height == block
+                seen = evidence.where(inside[:, None], 1.0)
+                assert_close(posteriors[:, inside], expected_posteriors(grammar, k, seen)[-1][:, inside])
+                assert_close(log_probs[:, block], (weights_of(seen) @ table.flatten()).log())
+
+
 # ------------------------------------------------------------------ what filtering keeps, and what it removes
 
 
@@ -248,6 +265,25 @@ def test_sampled_floors_and_entropies_agree_with_sums() -> None:
         posteriors = next_token_probs(language, language.sequences(0, 2000, 'floors')[:, :-1])
         value, error = entropies.mean_and_error(torch.special.entr(posteriors).sum(1))
         assert error > 0 and abs(value - entropies.window_entropies(language, [7])[7][0]) < 5 * error
+
+
+def test_a_model_is_measured_against_the_filtered_language() -> None:
+    """For last, all, masked and denoise, floors and excess are those of its own posteriors."""
+    grammar = random_grammar(3, 2, seed=11)
+    language, table = grammar.filtered(0), filtered_joint(grammar, 0)
+    contexts, posteriors = last_given(table, 3)
+    weights = table.sum(3)[tuple(contexts.T)]
+    uniform = torch.nn.Linear(3, 3)
+    expected = weights @ (math.log(3) - torch.special.entr(posteriors).sum(1))
+    found, error = measures.excess_loss(uniform, language, logits=lambda model, inputs: torch.zeros(len(inputs), 3))
+    assert found == pytest.approx(expected.item(), rel=1e-6) and error == 0
+    assert measures.bayes_floor(language)[0] == pytest.approx(math.log(3) - expected.item(), rel=1e-12)
+    for task in (tasks.Masked(0.5), tasks.Denoise(0.4)):
+        chosen = task.contexts(language, 4, 50)
+        floors = [floor[0] for _, floor, _ in task.floors(language, 4, chosen)]
+        assert floors[-1] == pytest.approx(chosen.floor()[0]) and 0 < floors[-1] < math.log(3)
+    masked = tasks.Masked(0.5).contexts(language, 4, 50)
+    assert_close(masked.posteriors, leaf_posteriors(language, masked.inputs.masked_fill(masked.inputs == 3, -1)))
 
 
 # ------------------------------------------------------------------ limits
