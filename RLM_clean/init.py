@@ -15,7 +15,7 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 DrawRules = Callable[[Config], Tensor]
 BuildModel = Callable[[Config], nn.Module]
 
-_TRANSFORMERS = {'transformer_mlm': models.MLM, 'transformer_clm': models.CLM}
+_TRANSFORMERS = {'transformer_mlm': models.MLM, 'transformer_clm': models.CLM, 'transformer_bert': models.BERT}
 # The models whose `forward` gives logits at all positions.
 _AT_ALL_POSITIONS = ('transformer_clm', 'transformer_bert', 'gru')
 
@@ -65,6 +65,12 @@ def prior_of_root(config: Config) -> Tensor | None:
 
 def init_data(config: Config, device: torch.device | str = 'cpu', rules: Tensor | None = None) -> datasets.TreeGrammar:
     """The language of a run, drawing on `device`; `rules` are those of its files, when it has some already."""
+    language = _init_language(config, device, rules)
+    return language if config.filtered < 0 else language.filtered(config.filtered)
+
+
+def _init_language(config: Config, device: torch.device | str, rules: Tensor | None) -> datasets.TreeGrammar:
+    """The language of a run before it is filtered."""
     # mps has no 64-bit arithmetic to speak of: sequences are drawn beside it.
     device = torch.device('cpu') if torch.device(device).type == 'mps' else torch.device(device)
     num_data = config.train_size if config.regime == 'offline' else None
@@ -83,6 +89,8 @@ def init_data(config: Config, device: torch.device | str = 'cpu', rules: Tensor 
         )
     if config.dataset == 'rhm':
         return datasets.RHM(v, config.num_synonyms, L, *seeds, num_data, prior, device=device, rules=rules)
+    if config.dataset == 'unambiguous':
+        return datasets.Unambiguous(v, L, config.sigma, *seeds, num_data, prior, device=device, rules=rules)
     return datasets.RLM(v, L, config.beta, *seeds, num_data, prior, device=device, rules=rules)
 
 
@@ -118,6 +126,9 @@ def init_model(config: Config) -> nn.Module:
             dropout=c.dropout,
             tie_weights=c.tie_weights,
             seed=c.seed_model,
+            num_outputs=c.num_outputs,
+            positions=c.positions,
+            mup=c.parametrisation == 'mup',
         )
     if c.model == 'gru':
         return models.GRU(
@@ -129,8 +140,9 @@ def init_model(config: Config) -> nn.Module:
         targets = c.context_size if tasks.of(c).at_each else None
         return models.MLP(
             c.num_inputs, c.context_size, width, c.depth, moment, c.seed_model,
+            num_outputs=c.num_outputs, num_targets=targets,
         )  # fmt: skip
-    network = getattr(models, c.model.upper())
+    network = {'cnn': models.CNN, 'lcn': models.LCN}[c.model]
     return network(c.num_inputs, c.context_size, width, c.depth, moment, c.seed_model, num_outputs=c.num_outputs)
 
 
@@ -141,7 +153,7 @@ def task_logits(model: nn.Module, inputs: Tensor, config: Config) -> Tensor:
     """
     inputs = transform_inputs(inputs, config.num_inputs, config.input_format, config.whitening)
     if config.model in _AT_ALL_POSITIONS and not tasks.of(config).at_each:
-        assert isinstance(model, models.CLM)
+        assert isinstance(model, models.CLM | models.GRU)
         return model.last_logits(inputs)
     return model(inputs)
 
