@@ -11,8 +11,9 @@ of one sub-tree, are those of the original language; what two sub-trees say of e
 
 k = L is the original language; k = L - 1 removes the correlation of the two children of the root; k = 0 leaves all
 tokens independent given the root. J. Garnier-Brun, M. Mezard, E. Moscato and L. Saglietti, How transformers learn
-structured data: insights from hierarchical filtering, ICML 2025, arXiv:2408.15138, count the filtered levels from the
-root instead: their k is L - k here, and their k = 0 the full hierarchy.
+structured data: insights from hierarchical filtering, ICML 2025, arXiv:2408.15138 (their code:
+github.com/emanuele-moscato/tree-language), count the filtered levels from the root instead: their k is L - k here, and
+their k = 0 the full hierarchy.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class FilteredGrammar(TreeGrammar):
         top_level: L - k, the level of their heads.
         levels: the numbers of the levels that a tree has: 0, L - k, ..., L.
         head_laws: `K[j, a, b] = P(head j = b | root = a)`, `(2^(L - k), v, v)` float64 on the CPU.
+
+    Memory: 8 v^2 bytes for each head once laws of heads are used, and as much again once sequences are drawn.
 
     `rules` are those of the original; `level_rules`, `blocks` and `table` raise ValueError for a level above the heads,
     where pairs of children are not drawn, so that no quantity of the original is taken for one of this language.
