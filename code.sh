@@ -21,12 +21,14 @@ dtype=${dtype:-float32}                 # float32 or bfloat16 (matrix products o
 deterministic=${deterministic:-0}       # 1: only deterministic algorithms, on GPUs too
 
 # ---- language
-dataset=${dataset:-rlm}                 # rlm: Random Language Model; rhm: Random Hierarchy Model
+dataset=${dataset:-rlm}                 # rlm: Random Language Model; rhm: Random Hierarchy Model; unambiguous
 num_features=${num_features:-128}       # v, the number of symbols
 num_layers=${num_layers:-1}             # L, the depth of the tree
 num_tokens=${num_tokens:-}              # tokens that count, the last is the target; empty: 2^num_layers
 beta=${beta:-2}                         # inverse temperature of the rules (rlm); they freeze at 2
 num_synonyms=${num_synonyms:-8}         # productions of each symbol (rhm)
+sigma=${sigma:-1}                       # spread of the logarithms of the weights of pairs (unambiguous)
+filtered=${filtered:--1}                # k: removes the correlations above sub-trees of 2^k tokens; -1: none
 num_classes=${num_classes:-0}           # symbols that the root can have; 0: all
 
 # ---- data

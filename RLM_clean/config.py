@@ -33,7 +33,7 @@ SEED: Check = (lambda x: 0 <= x < 2**63, 'a whole number from 0 to 2^63 - 1')
 GENERATOR_SEED: Check = (lambda x: 0 <= x < 2**32, 'a whole number from 0 to 2^32 - 1')
 
 # What a dataset or a model may be: the library's own, and what init.register_dataset and init.register_model add.
-DATASETS = ['rlm', 'rhm']
+DATASETS = ['rlm', 'rhm', 'unambiguous']
 MODELS = ['transformer_mlm', 'transformer_clm', 'transformer_bert', 'fcn', 'cnn', 'lcn', 'gru']
 _OWN_MODELS = frozenset(MODELS)  # without those that are registered
 TRANSFORMERS = ('transformer_mlm', 'transformer_clm', 'transformer_bert')
@@ -68,7 +68,9 @@ class Config:
     outname: str = option('', 'output', 'required: path of the files to write, without ending, as results/my_run')
 
     dataset: str = option(
-        'rlm', 'language', 'rlm: Random Language Model; rhm: Random Hierarchy Model', choices=DATASETS
+        'rlm', 'language', 'rlm: Random Language Model; rhm: Random Hierarchy Model; unambiguous: log-normal rules '
+        'without ambiguity',
+        choices=DATASETS,
     )  # fmt: skip
     num_features: int = option(
         128, 'language', 'v, the number of symbols', (lambda x: x >= 2, 'a whole number, 2 or more')
@@ -86,6 +88,14 @@ class Config:
     num_synonyms: int = option(
         8, 'language', 'm, pairs that each symbol can become (rhm); at most num_features', POSITIVE
     )
+    sigma: float = option(
+        1.0, 'language', 'spread of the logarithms of the weights of the pairs (unambiguous); 0: equally likely',
+        NOT_NEGATIVE_REAL,
+    )  # fmt: skip
+    filtered: int = option(
+        -1, 'language', 'k: removes the correlations above sub-trees of 2^k tokens; -1: none is removed',
+        (lambda x: x >= -1, 'a whole number from 0 to num_layers, or -1'),
+    )  # fmt: skip
     num_classes: int = option(
         0, 'language', 'symbols that the root can have, the first of them; 0: all num_features', NOT_NEGATIVE
     )  # fmt: skip
@@ -306,6 +316,8 @@ def _check_together(config: Config) -> None:
         )
     if c.dataset == 'rhm' and c.num_synonyms > c.num_features:
         raise ValueError(f'num_synonyms={c.num_synonyms} exceeds num_features={c.num_features}: lower it')
+    if c.filtered > c.num_layers:
+        raise ValueError(f'filtered={c.filtered} exceeds num_layers={c.num_layers}: lower it, or use -1')
     if c.num_classes > c.num_features:
         raise ValueError(f'num_classes={c.num_classes} exceeds num_features={c.num_features}: lower it')
     _check_model(c)

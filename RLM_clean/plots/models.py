@@ -110,6 +110,23 @@ def window_curves(steps: Sequence[int], divergences: dict[int, list[Estimate]], 
     One line for each window k, with a dot at its minimum. Where a line is the lowest, the model predicts as if it saw k
     tokens. `divergences` come from `predictions.window_divergences`. Bands are two standard errors on either side.
     """
+    return _divergence_curves(steps, divergences, axes, 'E KL(P(x_n | last k tokens) || model) (nats)')
+
+
+@styled
+def filtered_curves(steps: Sequence[int], divergences: dict[int, list[Estimate]], axes: Axes | None = None) -> Axes:
+    """The divergence (nats) of a run's models from belief propagation filtered to height k, against the step.
+
+    One line for each height k, with a dot at its minimum. Where a line is the lowest, the model predicts as if it knew
+    the correlations within sub-trees of 2^k leaves alone; the line of the largest k is the excess. `divergences` come
+    from `filtering.filtered_divergences`. Bands are two standard errors on either side.
+    """
+    return _divergence_curves(steps, divergences, axes, 'E KL(BP_k || model) (nats)')
+
+
+def _divergence_curves(
+    steps: Sequence[int], divergences: dict[int, list[Estimate]], axes: Axes | None, label: str
+) -> Axes:
     axes = own_axes(axes)
     for color, (k, curve) in zip(shades(len(divergences)), divergences.items(), strict=True):
         values, errors = np.maximum(np.array(curve), 0).T
@@ -120,7 +137,7 @@ def window_curves(steps: Sequence[int], divergences: dict[int, list[Estimate]], 
         axes.plot(steps[values.argmin()], values.min(), 'o', color=color)
     steps_axis(axes)
     axes.set_yscale('log')
-    axes.set_ylabel('E KL(P(x_n | last k tokens) || model) (nats)')
+    axes.set_ylabel(label)
     legend_below(axes)
     return axes
 

@@ -288,8 +288,10 @@ def run_title(config: Config) -> str:
 def language_parts(config: Config) -> list[str]:
     """What is said of the language of a run."""
     c = config
-    rules = f'm = {c.num_synonyms}' if c.dataset == 'rhm' else f'beta = {c.beta:g}'
-    return [c.dataset.upper(), f'v = {c.num_features}', f'L = {c.num_layers}', rules]
+    name = c.dataset.upper() if c.dataset in ('rlm', 'rhm') else c.dataset
+    rules = {'rhm': f'm = {c.num_synonyms}', 'unambiguous': f'sigma = {c.sigma:g}'}.get(c.dataset, f'beta = {c.beta:g}')
+    filtered = [] if c.filtered < 0 else [f'filtered to k = {c.filtered}']
+    return [name, f'v = {c.num_features}', f'L = {c.num_layers}', rules, *filtered]
 
 
 def model_parts(config: Config) -> list[str]:

@@ -72,7 +72,7 @@ def check_rules(rules: Tensor, config: Config, path: Path) -> None:
     v, shape = config.num_features, tuple(rules.shape)
     shared: tuple[int, ...] = (v, v, v)
     by_level: tuple[int, ...] = (config.num_layers, v, v, v)
-    allowed = {'rlm': (shared,), 'rhm': (by_level,)}.get(config.dataset, (shared, by_level))
+    allowed = {'rlm': (shared,), 'unambiguous': (shared,), 'rhm': (by_level,)}.get(config.dataset, (shared, by_level))
     if shape not in allowed:
         raise foreign(path, f"'rules' have shape {shape}, not {' or '.join(str(s) for s in allowed)}")
     if rules.layout != torch.strided or not rules.is_floating_point():

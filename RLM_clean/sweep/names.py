@@ -12,8 +12,9 @@ from RLM_clean.config import Config, format_value
 # How the name of a run says that an option differs from its default: a short code and the value, for texts the value
 # alone, for switches a word. In this order; what is left out is in the name anyway, or is not part of what a run is.
 NAME_CODES = {
-    'num_tokens': 'n', 'beta': 'b', 'num_synonyms': 'm', 'num_classes': 'nc', 'regime': '', 'objective': '',
-    'mask_rate': 'hidden', 'noise': 'noise', 'model': '', 'positions': 'pos', 'parametrisation': '', 'depth': 'depth',
+    'num_tokens': 'n', 'beta': 'b', 'num_synonyms': 'm', 'sigma': 's', 'filtered': 'k', 'num_classes': 'nc',
+    'regime': '', 'objective': '', 'mask_rate': 'hidden', 'noise': 'noise', 'model': '', 'positions': 'pos',
+    'parametrisation': '', 'depth': 'depth',
     'embedding_dim': 'd', 'num_heads': 'heads', 'ffwd_size': 'ff', 'tie_weights': 'tied', 'dropout': 'drop',
     'optim': '', 'lr': 'lr', 'momentum': 'mom', 'weight_decay': 'wd', 'grad_clip': 'clip', 'scheduler': '',
     'warmup_time': 'warm', 'decay_time': 'decay', 'batch_size': 'bs', 'accumulation': 'acc', 'input_format': '',
@@ -88,12 +89,11 @@ def check_rep(rep: str) -> str:
 
 def _rules_option(dataset: str) -> str:
     """The option that every name says the rules by."""
-    return 'num_synonyms' if dataset == 'rhm' else 'beta'
+    return {'rhm': 'num_synonyms', 'unambiguous': 'sigma'}.get(dataset, 'beta')
 
 
 def _rules(values: Mapping[str, str]) -> str:
-    if values['dataset'] == 'rhm':
-        return f'm{values["num_synonyms"]}'
-    beta = values['beta']
+    option = _rules_option(values['dataset'])
+    code, value = NAME_CODES[option], values[option]
     # 2.0 and 2 are the same language, and have the same name.
-    return f'b{float(beta):g}' if re.fullmatch(r'[0-9]+\.?[0-9]*', beta) else f'b{beta}'
+    return f'{code}{float(value):g}' if re.fullmatch(r'[0-9]+\.?[0-9]*', value) else f'{code}{value}'

@@ -1,0 +1,77 @@
+"""Which correlations the models of a run use: how far they are from belief propagation that ignores the upper levels.
+
+BP_k is the best predictor of the language filtered to height k (exact/filtered.py): it knows all correlations within a
+sub-tree of 2^k leaves, and takes different sub-trees as independent given the root. A model in training that learns one
+level after the other is closest to BP_0 first, then to BP_1, and so on.
+
+J. Garnier-Brun, M. Mezard, E. Moscato and L. Saglietti, ICML 2025, arXiv:2408.15138.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from RLM_clean import measures
+from RLM_clean.analysis.predictions import model_at, model_steps
+from RLM_clean.exact import filtered
+from RLM_clean.exact.entropies import Estimate, mean_and_error
+from RLM_clean.measures import Reference, kl_divergence
+from RLM_clean.runs.run import Run
+from RLM_clean.tasks.task import per_context
+
+# Sequences times tokens in one forward pass: bounds its memory.
+_TOKENS_PER_PASS = 2**15
+
+
+def filtered_divergences(
+    run: Run, steps: Iterable[int] | None = None, ks: Iterable[int] | None = None, num_samples: int = 2048
+) -> dict[int, list[Estimate]]:
+    """`{k: [E KL(BP_k || model) and its standard error, for each step]}`, in nats, for any task.
+
+    The expectation is over contexts of the language of the run, and over the targets of each. The curve of k is zero
+    where the model predicts as BP_k does; that of the largest k, the height of the whole tree, is the excess. `steps`
+    are all of `predictions.model_steps(run)` by default, and `ks` all heights.
+
+    Raises ValueError for a k that is not a height of the language, and for a step without weights.
+    """
+    contexts = measures.reference(run.rlm, run.config.context_size, run.task, num_samples)
+    heights = filtered.heights(run.rlm)
+    chosen = list(heights) if ks is None else list(ks)
+    for k in chosen:
+        if k not in heights:
+            raise ValueError(f'k={k} is not a height of this language: use 0 to {heights[-1]}')
+    best = {k: run.task.best(run.rlm.filtered(k), contexts.inputs).cpu() for k in chosen}
+    found: dict[int, list[Estimate]] = {k: [] for k in chosen}
+    for step in model_steps(run) if steps is None else steps:
+        log_q = _log_probs(run, model_at(run, step), contexts.inputs)
+        for k, posteriors in best.items():
+            found[k].append(_mean_divergence(posteriors, log_q, contexts))
+    return found
+
+
+def filtered_floors(run: Run, num_samples: int = 2048) -> dict[int, filtered.Comparison]:
+    """What BP_k loses on the task of a run: `{k: (its loss, its divergence from the best predictor)}`, in nats."""
+    contexts = measures.reference(run.rlm, run.config.context_size, run.task, num_samples)
+    return {
+        k: filtered.compare(
+            contexts.posteriors,
+            run.task.best(run.rlm.filtered(k), contexts.inputs).cpu(),
+            contexts.positions,
+            contexts.weights,
+        )
+        for k in filtered.heights(run.rlm)
+    }
+
+
+@torch.no_grad()
+def _log_probs(run: Run, model: nn.Module, inputs: Tensor) -> Tensor:
+    """`ln q(target | inputs)`, as the posteriors of the task, float64."""
+    parts = inputs.split(max(1, _TOKENS_PER_PASS // inputs.shape[1]))
+    return torch.cat([torch.log_softmax(run.logits(model, x).double(), -1) for x in parts])
+
+
+def _mean_divergence(p: Tensor, log_q: Tensor, contexts: Reference) -> Estimate:
+    return mean_and_error(per_context(kl_divergence(p, log_q), contexts.positions), contexts.weights)
