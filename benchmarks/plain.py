@@ -38,6 +38,7 @@ def sample(M: Tensor, L: int, batch_size: int) -> Tensor:
 
 def logits(model: CLM, inputs: Tensor) -> Tensor:
     """The logits `(B, T, v)` at all positions."""
+    assert model.positions is not None
     x = model.tokens(inputs) + model.positions.weight[: inputs.shape[1]]
     for block in model.blocks:
         assert isinstance(block, Block)

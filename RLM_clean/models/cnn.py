@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from RLM_clean.models.fcn import input_rows
-from RLM_clean.models.transformer import INITIAL_LOGIT_STD, Linear
+from RLM_clean.models.layers import INITIAL_LOGIT_STD, Linear
 from RLM_clean.streams import seeded_generator
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from RLM_clean.models.transformer import INITIAL_LOGIT_STD, Embedding, Linear
+from RLM_clean.models.layers import INITIAL_LOGIT_STD, Embedding, Linear
 from RLM_clean.streams import seeded_generator
 
 

@@ -1,25 +1,22 @@
-"""Decoder-only transformers: CLM predicts the next token at every position, MLM the one that follows the last.
+"""Transformers: CLM predicts the next token at every position, MLM the one that follows the last; BERT sees both sides.
 
-Pre-norm blocks with causal attention, learned token and position embeddings, a final norm and a linear head. Shapes in
-names: B sequences, T tokens, v symbols, d embedding dimensions, H heads.
+Pre-norm blocks of attention and a feed-forward part, token embeddings, positions, a final norm and a linear head.
+Shapes in names: B sequences, T tokens, v symbols, c classes, d embedding dimensions, H heads.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from RLM_clean.streams import random_words, seeded_generator
+from RLM_clean.models.attention import Attention, KeyValues
+from RLM_clean.models.layers import INITIAL_LOGIT_STD, Dropout, Embedding, Linear, check_length
+from RLM_clean.models.parametrisation import BASE_WIDTH, attention_scale
+from RLM_clean.streams import seeded_generator
 
-KeyValues = tuple[Tensor, Tensor]
-
-# Logits of this standard deviation at initialisation put the loss within 0.01 nats of ln v, the uniform guess, even
-# where few symbols are far from equally likely, so that the errors of the logits hardly average out.
-INITIAL_LOGIT_STD = 0.005
 # Tied heads read the residual stream with its own embeddings, which a smaller start would drown in the norm's epsilon.
 INITIAL_TIED_STD = 0.01
 # The first norm divides by the size of the embeddings, so small ones are learnt faster: at the default learning rate
@@ -27,93 +24,20 @@ INITIAL_TIED_STD = 0.01
 INITIAL_EMBEDDING_STD = 0.3
 
 
-class Linear(nn.Linear):
-    """A linear layer that is left unfilled: torch would draw its weights from the global generator."""
-
-    def reset_parameters(self) -> None:
-        """Does nothing: the model draws all weights, from a generator of its own."""
-
-
-class Embedding(nn.Embedding):
-    """An embedding that is left unfilled, as Linear is."""
-
-    def reset_parameters(self) -> None:
-        """Does nothing: the model draws all weights, from a generator of its own."""
-
-
-class Dropout(nn.Module):
-    """Dropout whose mask is a function of a key, which the training loop sets for each step.
-
-    torch's own dropout draws from the global generator: a resumed run could not draw the same masks again.
-    """
-
-    key: Tensor
-
-    def __init__(self, p: float, layer: int) -> None:
-        super().__init__()
-        self.p = p
-        self.layer = layer
-        self.part = 0  # which part of a batch this process has, of equal ones
-        self.register_buffer('key', torch.zeros((), dtype=torch.int64), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0.0:
-            return x
-        counters = torch.arange(x.numel(), device=x.device) + ((self.layer << 48) + self.part * x.numel())
-        words = random_words(self.key, counters).view(x.shape)
-        dropped = words < round((self.p - 0.5) * 2**64)  # words are uniform on [-2^63, 2^63)
-        return x.masked_fill(dropped, 0.0) / (1.0 - self.p)
-
-
-class Attention(nn.Module):
-    """Multi-head causal self-attention."""
-
-    def __init__(self, d: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = Linear(d, 3 * d)
-        self.proj = Linear(d, d)
-
-    def forward(self, x_BxTxd: Tensor, cache: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
-        """The attention's output at all positions, and its keys and values.
-
-        With a `cache` of earlier keys and values, x is the one token that follows them.
-        """
-        q, k, v = (self._split(y) for y in self.qkv(x_BxTxd).chunk(3, dim=-1))
-        if cache is not None:
-            k, v = torch.cat((cache[0], k), dim=2), torch.cat((cache[1], v), dim=2)
-        # The last token alone sees everything: only several queries need the causal mask.
-        return self._attend(q, k, v, causal=q.shape[2] > 1), (k, v)
-
-    def last(self, x_BxTxd: Tensor) -> Tensor:
-        """The output at the last position alone, `(B, 1, d)`: one query, and the keys and values of all."""
-        d = x_BxTxd.shape[-1]
-        if x_BxTxd.shape[1] == 1:  # a single key gets all the attention
-            return self.proj(F.linear(x_BxTxd, self.qkv.weight[2 * d :], self.qkv.bias[2 * d :]))
-        q = F.linear(x_BxTxd[:, -1:], self.qkv.weight[:d], self.qkv.bias[:d])
-        k, v = F.linear(x_BxTxd, self.qkv.weight[d:], self.qkv.bias[d:]).chunk(2, dim=-1)
-        return self._attend(self._split(q), self._split(k), self._split(v), causal=False)
-
-    def _attend(self, q_BxHxTxd: Tensor, k_BxHxTxd: Tensor, v_BxHxTxd: Tensor, causal: bool) -> Tensor:
-        y = F.scaled_dot_product_attention(q_BxHxTxd, k_BxHxTxd, v_BxHxTxd, is_causal=causal)
-        return self.proj(y.transpose(1, 2).flatten(2))
-
-    def _split(self, x_BxTxd: Tensor) -> Tensor:
-        return x_BxTxd.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-
 class Block(nn.Module):
-    """One layer: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+    """One layer: x + attention(norm(x)), then x + feed-forward(norm(x)) unless `ffwd_size` is 0."""
 
-    def __init__(self, d: int, num_heads: int, ffwd_size: int, dropout: float, layer: int) -> None:
+    def __init__(self, d: int, ffwd_size: int, dropout: float, layer: int, attention: Attention) -> None:
         super().__init__()
+        self.ffwd_size = ffwd_size
         self.norm_1 = nn.LayerNorm(d)
-        self.attention = Attention(d, num_heads)
-        self.norm_2 = nn.LayerNorm(d)
-        self.expand = Linear(d, ffwd_size * d)
-        self.contract = Linear(ffwd_size * d, d)
+        self.attention = attention
         self.dropout_1 = Dropout(dropout, 2 * layer + 1)
-        self.dropout_2 = Dropout(dropout, 2 * layer + 2)
+        if ffwd_size:
+            self.norm_2 = nn.LayerNorm(d)
+            self.expand = Linear(d, ffwd_size * d)
+            self.contract = Linear(ffwd_size * d, d)
+            self.dropout_2 = Dropout(dropout, 2 * layer + 2)
 
     def forward(self, x_BxTxd: Tensor, cache: KeyValues | None = None) -> tuple[Tensor, KeyValues]:
         """The residual stream after the block, and its keys and values, with a `cache` as in Attention."""
@@ -125,24 +49,35 @@ class Block(nn.Module):
         return self._feed_forward(x_BxTxd[:, -1:] + self.dropout_1(self.attention.last(self.norm_1(x_BxTxd))))
 
     def _feed_forward(self, x_BxTxd: Tensor) -> Tensor:
+        if not self.ffwd_size:
+            return x_BxTxd
         return x_BxTxd + self.dropout_2(self.contract(F.gelu(self.expand(self.norm_2(x_BxTxd)))))
 
 
 class CLM(nn.Module):
-    """Causal language model: logits of the next token at every position, `(B, T, v)`.
+    """Causal language model: logits of the next token at every position, `(B, T, c)`.
 
     Args:
-        vocab_size: v. Inputs are token indices `(B, T)` or one-hot (or whitened one-hot) rows `(B, T, v)`.
+        vocab_size: v, the number of symbols of the inputs: token indices `(B, T)` or one-hot (or whitened one-hot) rows
+            `(B, T, v)`.
         block_size: the largest T.
         embedding_dim: d, a multiple of num_heads.
         depth: the number of blocks.
-        ffwd_size: the width of the feed-forward layers, in units of d.
-        dropout: the probability of dropping an entry of the embeddings and of each block's two outputs.
+        ffwd_size: the width of the feed-forward layers, in units of d; 0 leaves attention only.
+        dropout: the probability of dropping an entry of the embeddings and of each output of a block's parts.
         tie_weights: the head uses the token embeddings.
         seed: every weight is a function of the shapes and of this seed.
+        num_outputs: c, the number of classes of the head; v by default.
+        positions: 'learned' embeddings, 'rope' (rotary: see `rotate`), or 'none'.
+        mup: the maximal update parametrisation (G. Yang et al., Tensor Programs V, arXiv:2203.03466), for which the
+            best learning rate does not move with d. Products of queries and keys are scaled by 8 H / d, logits by
+            64 / d; `parametrisation.lr_factors` has the learning rates. At d = 64 and H = 1 nothing changes.
 
-    Raises ValueError when num_heads does not divide embedding_dim, and for inputs longer than block_size.
+    Raises ValueError when num_heads does not divide embedding_dim, for rope with an odd d / H, for tied weights where
+    inputs and classes differ in number, and for inputs longer than block_size.
     """
+
+    causal = True
 
     def __init__(
         self,
@@ -155,23 +90,31 @@ class CLM(nn.Module):
         dropout: float = 0.0,
         tie_weights: bool = False,
         seed: int = 0,
+        *,
+        num_outputs: int | None = None,
+        positions: str = 'learned',
+        mup: bool = False,
     ) -> None:
         super().__init__()
-        if embedding_dim % num_heads:
+        d, num_outputs = embedding_dim, vocab_size if num_outputs is None else num_outputs
+        _check_shapes(d, num_heads, positions)
+        if tie_weights and num_outputs != vocab_size:
             raise ValueError(
-                f'num_heads={num_heads} does not divide embedding_dim={embedding_dim}: make one a multiple of the other'
+                f'tie_weights=True needs one class for each input symbol, not num_outputs={num_outputs} and '
+                f'vocab_size={vocab_size}: leave it out'
             )
-        self.vocab_size = vocab_size
-        self.block_size = block_size
-        self.tie_weights = tie_weights
-        self.tokens = Embedding(vocab_size, embedding_dim)
-        self.positions = Embedding(block_size, embedding_dim)
+        self.vocab_size, self.num_outputs, self.block_size = vocab_size, num_outputs, block_size
+        self.tie_weights, self.mup = tie_weights, mup
+        self.tokens = Embedding(vocab_size, d)
+        self.positions = Embedding(block_size, d) if positions == 'learned' else None
         self.dropout = Dropout(dropout, 0)
+        scale = attention_scale(d // num_heads) if mup else None
         self.blocks = nn.ModuleList(
-            Block(embedding_dim, num_heads, ffwd_size, dropout, layer) for layer in range(depth)
+            Block(d, ffwd_size, dropout, layer, Attention(d, num_heads, self.causal, positions == 'rope', scale))
+            for layer in range(depth)
         )
-        self.norm = nn.LayerNorm(embedding_dim)
-        self.head = Linear(embedding_dim, vocab_size, bias=False)
+        self.norm = nn.LayerNorm(d)
+        self.head = Linear(d, num_outputs, bias=False)
         if tie_weights:
             self.head.weight = self.tokens.weight
         self.reset_parameters(seed)
@@ -180,14 +123,18 @@ class CLM(nn.Module):
     def reset_parameters(self, seed: int) -> None:
         """Draws every weight anew from a generator seeded by `seed`: embeddings N(0, 0.3^2), matrices N(0, 1/fan_in).
 
-        The projections back to the residual stream are divided by sqrt(2 depth), so that its variance does not grow
-        with depth (Radford et al., GPT-2, 2019); the head starts with logits of standard deviation 0.005.
+        The projections back to the residual stream are divided by the root of their number (2 depth, or depth without
+        feed-forward parts), so that its variance does not grow with depth (Radford et al., GPT-2, 2019); the head
+        starts with logits of standard deviation 0.005, with mup 0.005 sqrt(64 / d).
         """
         generator = seeded_generator(seed)
-        d = self.norm.normalized_shape[0]
-        embedding_std = INITIAL_TIED_STD * d**-0.5 if self.tie_weights else INITIAL_EMBEDDING_STD
+        # The weights of the head do not shrink with width where mup scales the logits themselves.
+        width = BASE_WIDTH if self.mup else self.norm.normalized_shape[0]
+        embedding_std = INITIAL_TIED_STD * width**-0.5 if self.tie_weights else INITIAL_EMBEDDING_STD
         self.tokens.weight.normal_(0.0, embedding_std, generator=generator)
-        self.positions.weight.normal_(0.0, embedding_std, generator=generator)
+        if self.positions is not None:
+            self.positions.weight.normal_(0.0, embedding_std, generator=generator)
+        num_residual = sum(name.endswith(('proj', 'contract')) for name, _ in self.named_modules())
         for name, module in self.named_modules():
             if isinstance(module, Dropout):
                 module.key.zero_()
@@ -195,31 +142,33 @@ class CLM(nn.Module):
                 module.reset_parameters()
             elif isinstance(module, nn.Linear) and module is not self.head:
                 residual = name.endswith(('proj', 'contract'))
-                scale = (2 * len(self.blocks)) ** -0.5 if residual else 1.0
+                scale = num_residual**-0.5 if residual else 1.0
                 module.weight.normal_(0.0, scale * module.in_features**-0.5, generator=generator)
                 module.bias.zero_()
         if not self.tie_weights:
-            self.head.weight.normal_(0.0, INITIAL_LOGIT_STD * d**-0.5, generator=generator)
+            self.head.weight.normal_(0.0, INITIAL_LOGIT_STD * width**-0.5, generator=generator)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits `(B, T, v)` of the token after each position, given that position and those before it."""
+        """Logits `(B, T, c)` of the token after each position, given that position and those before it."""
         x = self.embed(inputs)
         for block in self.blocks:
             x, _ = block(x)
-        return self.head(self.norm(x))
+        return self.read(x)
 
     def embed(self, inputs: Tensor, start: int = 0) -> Tensor:
         """The residual stream `(B, T, d)` before the first block; `start` is the position of the first token."""
         T = inputs.shape[1]
-        if start + T > self.block_size:
-            raise ValueError(
-                f'a sequence of {start + T} tokens is longer than block_size={self.block_size}: shorten it'
-            )
+        check_length(start + T, self.block_size)
         tokens = inputs @ self.tokens.weight if inputs.is_floating_point() else self.tokens(inputs)
-        return self.dropout(tokens + self.positions.weight[start : start + T])
+        return self.dropout(tokens if self.positions is None else tokens + self.positions.weight[start : start + T])
+
+    def read(self, x_BxTxd: Tensor) -> Tensor:
+        """The logits `(..., c)` that the head reads from the residual stream `(..., d)` after the last block."""
+        x = self.norm(x_BxTxd)
+        return self.head(x * (BASE_WIDTH / x.shape[-1]) if self.mup else x)
 
     def last_logits(self, inputs: Tensor) -> Tensor:
-        """Logits `(B, v)` of the token after the last position.
+        """Logits `(B, c)` at the last position: those of the token after it.
 
         The last block computes queries, projection and feed-forward for that position alone: nothing else is used.
         """
@@ -229,7 +178,7 @@ class CLM(nn.Module):
             assert isinstance(block, Block)
             needs_all = i < len(self.blocks) - 1 and x.shape[1] > 1
             x = block(x)[0] if needs_all else block.last(x)
-        return self.head(self.norm(x[:, -1]))
+        return self.read(x[:, -1])
 
     @torch.no_grad()
     def generate(
@@ -273,7 +222,7 @@ class CLM(nn.Module):
                 x = self.embed(new, start=idx.shape[1] - new.shape[1])
                 for i, block in enumerate(self.blocks):
                     x, caches[i] = block(x, cache=caches[i])
-                new = choose(self.head(self.norm(x[:, -1])))
+                new = choose(self.read(x[:, -1]))
                 idx = torch.cat((idx, new), dim=1)
         finally:
             self.train(was_training)
@@ -281,26 +230,40 @@ class CLM(nn.Module):
 
 
 class MLM(CLM):
-    """Predicts the last token of a sequence from those before it: the same weights as CLM, logits `(B, v)`."""
+    """Predicts the last token of a sequence from those before it: the same weights as CLM, logits `(B, c)`."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits `(B, v)` of the token that follows the inputs."""
+        """Logits `(B, c)` of the token that follows the inputs."""
         return self.last_logits(inputs)
+
+
+class BERT(CLM):
+    """CLM without its causal mask: every position sees all tokens, and has logits of its own, `(B, T, c)`.
+
+    J. Devlin et al., BERT, NAACL 2019. `last_logits` are those of the last position.
+    """
+
+    causal = False
+
+    def extend(self, idx: Tensor, num_tokens: int, choose: Callable[[Tensor], Tensor]) -> Tensor:
+        """Raises ValueError: a model that sees both sides of a token does not continue sequences."""
+        raise ValueError(
+            'transformer_bert sees the tokens after each position and cannot continue a sequence: use transformer_clm'
+        )
+
+
+def _check_shapes(d: int, num_heads: int, positions: str) -> None:
+    if d % num_heads:
+        raise ValueError(f'num_heads={num_heads} does not divide embedding_dim={d}: make one a multiple of the other')
+    if positions not in ('learned', 'rope', 'none'):
+        raise ValueError(f'positions={positions!r} is unknown: use learned, rope or none')
+    if positions == 'rope' and d // num_heads % 2:
+        raise ValueError(
+            f"positions='rope' turns pairs of dimensions: make embedding_dim / num_heads={d}/{num_heads} even"
+        )
 
 
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     return torch.multinomial(torch.softmax(logits.float() / temperature, -1), 1, generator=generator)
-
-
-def set_dropout_key(model: nn.Module, key: int) -> None:
-    """Makes every dropout mask of the next forward pass a function of `key` (and of the layer)."""
-    for module in model.modules():
-        if isinstance(module, Dropout):
-            module.key.fill_(key)
-
-
-def num_parameters(model: nn.Module) -> int:
-    """The number of trained numbers in a model."""
-    return sum(math.prod(p.shape) for p in model.parameters())

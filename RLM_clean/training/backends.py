@@ -12,7 +12,7 @@ from torch import Tensor, nn, optim
 
 from RLM_clean import init, tasks
 from RLM_clean.config import Config
-from RLM_clean.models.transformer import Dropout, set_dropout_key
+from RLM_clean.models.layers import Dropout, set_dropout_key
 from RLM_clean.streams import stream_key
 from RLM_clean.training.compiler import CompilationError, compile_graph, trace
 from RLM_clean.training.step import Loss, Scalars, State, Step, flatten, in_place, scalars_of

@@ -25,7 +25,7 @@ from torch import Tensor, nn, optim
 
 from RLM_clean import init
 from RLM_clean.config import Config
-from RLM_clean.models.transformer import Dropout
+from RLM_clean.models.layers import Dropout
 from RLM_clean.training import machine
 from RLM_clean.training.backends import EagerUpdate, optimizer_state
 from RLM_clean.training.batches import BatchFeed

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from RLM_clean import init
 from RLM_clean.config import Config
-from RLM_clean.models.transformer import Dropout
+from RLM_clean.models.layers import Dropout
 from RLM_clean.streams import stream_key
 
 Parameters = dict[str, Tensor]

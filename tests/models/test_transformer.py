@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from RLM_clean import init
 from RLM_clean.datasets import RLM
 from RLM_clean.models import CLM, MLM, MLP, num_parameters, set_dropout_key
-from RLM_clean.models.transformer import Dropout
+from RLM_clean.models.layers import Dropout
 from RLM_clean.streams import stream_key
 
 
