@@ -15,7 +15,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,10 +100,8 @@ def claim(config: Config, say: Say = say) -> Iterator[ActiveRun]:
         _make_folder(config, files)
         _clear(config, files, say)
         run.interruption = stack.enter_context(Interruption(at_once=True))
-        try:
+        with suppress(StopRequested):
             yield run
-        except StopRequested:
-            run.interruption.obeyed()
 
 
 @dataclass

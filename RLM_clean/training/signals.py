@@ -8,10 +8,6 @@ from types import FrameType
 from typing import Any
 
 
-# A library may swallow an exception that a signal raises within it: it is raised again until the run stops.
-_SECONDS_BETWEEN_RAISES = 1.0
-
-
 class StopRequested(BaseException):
     """A signal came while a run was set up, when there was nothing to save yet."""
 
@@ -51,20 +47,11 @@ class Interruption:
                 ignored = name == 'SIGHUP' and number is not None and signal.getsignal(number) is signal.SIG_IGN
                 if number is not None and not ignored:
                     self._before[number] = signal.signal(number, self._receive)
-        if self.at_once and self._before and hasattr(signal, 'setitimer'):
-            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._raise_again)
         for outer in self._around():
             self.name = self.name or outer.name
         return self
 
-    def obeyed(self) -> None:
-        """Raises StopRequested no more: it has arrived where it is caught."""
-        self.at_once = False
-
     def __exit__(self, *_: object) -> None:
-        self.at_once = False
-        if hasattr(signal, 'setitimer') and signal.SIGALRM in self._before:
-            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         for outer in self._around():
@@ -80,10 +67,4 @@ class Interruption:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
         if self.at_once:
-            if hasattr(signal, 'setitimer') and signal.SIGALRM in self._before:
-                signal.setitimer(signal.ITIMER_REAL, _SECONDS_BETWEEN_RAISES, _SECONDS_BETWEEN_RAISES)
-            raise StopRequested
-
-    def _raise_again(self, number: int, frame: FrameType | None) -> None:
-        if self.at_once and self.requested():
             raise StopRequested

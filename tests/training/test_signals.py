@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import signal
 import subprocess
@@ -15,7 +14,6 @@ import pytest
 from helpers import ROOT, arguments, environment
 
 from RLM_clean.runs import load_run
-from RLM_clean.training import signals
 from RLM_clean.training.signals import Interruption, StopRequested
 
 DEEP: dict[str, Any] = {'num_features': 32, 'num_layers': 9, 'max_iters': 1, 'num_tokens': 512, 'batch_size': 2}
@@ -43,21 +41,6 @@ def test_a_signal_raises_at_once_until_the_run_starts() -> None:
         signal.raise_signal(signal.SIGUSR1)  # from now on it only sets the flag
         assert interruption.requested() and interruption.name == 'SIGUSR1' and not outer.requested()
     assert outer.name == 'SIGUSR1'
-
-
-def test_a_signal_is_raised_again_where_a_library_has_swallowed_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, '_SECONDS_BETWEEN_RAISES', 0.01)
-    with Interruption(at_once=True) as interruption:
-        with contextlib.suppress(StopRequested):
-            signal.raise_signal(signal.SIGHUP)
-        for _ in range(2):
-            with pytest.raises(StopRequested):
-                signal.pause()
-        interruption.obeyed()
-        signal.pause()  # no exception any more
-        assert interruption.name == 'SIGHUP'
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
 
 
 @pytest.mark.slow
