@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
 
 from RLM_clean import datasets, models, tasks
 from RLM_clean.config import DATASETS, MODELS, Config
+from RLM_clean.models import parametrisation
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 DrawRules = Callable[[Config], Tensor]
@@ -178,13 +180,34 @@ def init_training(
 
 
 def init_optimizer(model: nn.Module, config: Config) -> optim.Optimizer:
-    """The optimizer of the weights that are trained: torch's SGD with momentum, or its AdamW."""
+    """The optimizer of the weights that are trained: torch's SGD with momentum, or its AdamW.
+
+    With mup it has one group for each factor of `lr_factors`, which the group keeps as its `lr_factor`.
+    """
     c = config
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    groups: list[Any] = list(trained.values())
+    factors = lr_factors(model, c)
+    if factors is not None:
+        groups = [
+            {
+                'params': [parameter for name, parameter in trained.items() if factors[name] == factor],
+                'lr_factor': factor,
+                'lr': factor * c.lr,
+                # lr times weight_decay, the fraction by which a step shrinks a weight, stays the same for all weights.
+                'weight_decay': c.weight_decay / factor,
+            }
+            for factor in sorted({factors[name] for name in trained})
+        ]
     # One fused kernel for all weights: a small model's step is otherwise mostly overhead.
     if c.optim == 'sgd':
-        return optim.SGD(trained, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, fused=True)
-    return optim.AdamW(trained, lr=c.lr, weight_decay=c.weight_decay, fused=True)
+        return optim.SGD(groups, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, fused=True)
+    return optim.AdamW(groups, lr=c.lr, weight_decay=c.weight_decay, fused=True)
+
+
+def lr_factors(model: nn.Module, config: Config) -> dict[str, float] | None:
+    """The learning rate of each parameter over that of the run, by name, with mup; None where all are equal."""
+    return parametrisation.lr_factors(model, config.optim) if config.parametrisation == 'mup' else None
 
 
 def learning_rate(step: int, config: Config) -> float:

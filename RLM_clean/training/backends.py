@@ -46,7 +46,7 @@ class EagerUpdate:
         if config.grad_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         for group in self.optimizer.param_groups:
-            group['lr'] = init.learning_rate(step, config)
+            group['lr'] = group.get('lr_factor', 1.0) * init.learning_rate(step, config)
         self.optimizer.step()
         return mean_loss[None]
 

@@ -6,7 +6,7 @@ forward pass, the gradient and the rule of the optimizer. backends.py says how s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class Step:
 
     def __init__(self, model: nn.Module, config: Config) -> None:
         self.config = config
+        self.factors = init.lr_factors(model, config)
         self.loss = Loss(model, config)
         self.keys = [f'model.{name}.key' for name, module in model.named_modules() if isinstance(module, Dropout)]
 
@@ -65,8 +66,8 @@ class Step:
         if self.config.grad_clip:
             gradients = clip(gradients, scalars['grad_clip'])
         if self.config.optim == 'sgd':
-            return *sgd(parameters, gradients, state, scalars, self.config), loss
-        return *adamw(parameters, gradients, state, scalars, self.config), loss
+            return *sgd(parameters, gradients, state, scalars, self.config, self.factors), loss
+        return *adamw(parameters, gradients, state, scalars, self.config, self.factors), loss
 
     def gradients(
         self, parameters: Parameters, frozen: Parameters, inputs: Tensor, targets: Tensor, scalars: Scalars
@@ -112,36 +113,66 @@ def clip(gradients: Parameters, limit: Tensor) -> Parameters:
 
 
 def sgd(
-    parameters: Parameters, gradients: Parameters, state: State, scalars: Scalars, config: Config
+    parameters: Parameters,
+    gradients: Parameters,
+    state: State,
+    scalars: Scalars,
+    config: Config,
+    factors: Mapping[str, float] | None = None,
 ) -> tuple[Parameters, State]:
-    """`m <- momentum m + g`, `p <- p - lr m`, g including weight_decay p: as torch.optim.SGD."""
+    """`m <- momentum m + g`, `p <- p - lr m`, g including weight_decay p: as torch.optim.SGD.
+
+    `factors` multiply the lr of each parameter, and divide its weight decay.
+    """
     directions, dtype = gradients, _precision(parameters)
     if config.weight_decay:
-        decay = scalars['weight_decay'].to(dtype)
-        directions = {name: g + decay * parameters[name] for name, g in gradients.items()}
+        decays = _for_each(parameters, scalars['weight_decay'], _inverse(factors))
+        directions = {name: g + decays[name] * parameters[name] for name, g in gradients.items()}
     if config.momentum:
         m, momentum = state['momentum_buffer'], scalars['momentum'].to(dtype)
         directions = {name: momentum * m[name] + g for name, g in directions.items()}
-    lr = scalars['lr'].to(dtype)
-    updated = {name: p - lr * directions[name] for name, p in parameters.items()}
+    rates = _for_each(parameters, scalars['lr'], factors)
+    updated = {name: p - rates[name] * directions[name] for name, p in parameters.items()}
     return updated, {'momentum_buffer': directions} if config.momentum else {}
 
 
 def adamw(
-    parameters: Parameters, gradients: Parameters, state: State, scalars: Scalars, config: Config
+    parameters: Parameters,
+    gradients: Parameters,
+    state: State,
+    scalars: Scalars,
+    config: Config,
+    factors: Mapping[str, float] | None = None,
 ) -> tuple[Parameters, State]:
     """AdamW (I. Loshchilov and F. Hutter, arXiv:1711.05101), as torch.optim.AdamW: running means m of g and s of g^2,
-    `p <- (1 - lr weight_decay) p - lr / (1 - beta_1^t) m / (sqrt(s / (1 - beta_2^t)) + epsilon)`."""
+    `p <- (1 - lr weight_decay) p - lr / (1 - beta_1^t) m / (sqrt(s / (1 - beta_2^t)) + epsilon)`.
+
+    `factors` multiply the lr of each parameter, but not in its decay.
+    """
     beta_1, beta_2 = _ADAM_BETAS
     lr, t, dtype = scalars['lr'], scalars['t'], _precision(parameters)
     m = {name: x + (1 - beta_1) * (gradients[name] - x) for name, x in state['exp_avg'].items()}
     s = {name: beta_2 * x + (1 - beta_2) * gradients[name].square() for name, x in state['exp_avg_sq'].items()}
-    root, rate = (1 - beta_2**t).sqrt().to(dtype), (lr / (1 - beta_1**t)).to(dtype)
+    root, rates = (1 - beta_2**t).sqrt().to(dtype), _for_each(parameters, lr / (1 - beta_1**t), factors)
     kept = (1 - lr * scalars['weight_decay']).to(dtype) if config.weight_decay else 1.0
     updated = {
-        name: kept * p - rate * (m[name] / (s[name].sqrt() / root + _ADAM_EPSILON)) for name, p in parameters.items()
+        name: kept * p - rates[name] * (m[name] / (s[name].sqrt() / root + _ADAM_EPSILON))
+        for name, p in parameters.items()
     }
     return updated, {'exp_avg': m, 'exp_avg_sq': s}
+
+
+def _for_each(parameters: Parameters, scalar: Tensor, factors: Mapping[str, float] | None) -> Scalars:
+    """A scalar times the factor of each parameter, if there are factors, in the precision of the weights."""
+    dtype = _precision(parameters)
+    if factors is None:
+        return dict.fromkeys(parameters, scalar.to(dtype))
+    scaled = {factor: (factor * scalar).to(dtype) for factor in factors.values()}
+    return {name: scaled[factors[name]] for name in parameters}
+
+
+def _inverse(factors: Mapping[str, float] | None) -> dict[str, float] | None:
+    return None if factors is None else {name: 1 / factor for name, factor in factors.items()}
 
 
 def _precision(parameters: Parameters) -> torch.dtype:
