@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from RLM_clean.datasets import FilteredGrammar, TreeGrammar
-from RLM_clean.exact import filtered_tree
+from RLM_clean.exact import filtered_tree, posteriors
 from RLM_clean.exact.correlations import level_marginals
 from RLM_clean.exact.propagation import (
+    check_possible,
     children_outside,
     descend,
     down_path,
     given_left,
     in_chunks,
-    level_posteriors,
+    likelihoods_of,
     max_product,
     normalised,
     seen_leaves,
@@ -60,7 +61,7 @@ def next_token_probs(grammar: TreeGrammar, inputs: Tensor, device: Device = None
 
     def predict(rows: slice) -> list[Tensor]:
         alpha, log_scale = predicted(inputs[rows])
-        _check_possible(log_scale > -torch.inf, rows)
+        check_possible(log_scale > -torch.inf, rows)
         return [alpha.expand(len(inputs[rows]), -1)]
 
     return in_chunks(predict, inputs, grammar.v, (inputs.shape[1] + 1) * grammar.v)[0]
@@ -100,7 +101,7 @@ def all_next_token_probs(grammar: TreeGrammar, leaves: Tensor, device: Device = 
                 children.append(children_outside(level, alpha, lefts, lefts[:0]))
             alpha = torch.cat(children) if children else alpha
         probs = torch.cat((laws[-1].expand(1, len(leaves[rows]), -1), alpha)).transpose(0, 1)
-        _check_possible(probs[:, -1].sum(1) > 0, rows)
+        check_possible(probs[:, -1].sum(1) > 0, rows)
         return [probs]
 
     return in_chunks(predict, leaves, v, 2 * m * v)[0]
@@ -117,7 +118,7 @@ def log_likelihood(grammar: TreeGrammar, leaves: Tensor, device: Device = None, 
     leaves = _tokens(grammar, leaves, 'last leaves', device)
     if isinstance(grammar, FilteredGrammar):
         log_probs = filtered_tree.log_likelihood(grammar, leaves)
-        _check_possible((log_probs > -torch.inf) | (not strict), slice(0, None))
+        check_possible((log_probs > -torch.inf) | (not strict), slice(0, None))
         return log_probs
     predicted = spine_prediction(grammar, leaves.shape[1] - 1, leaves.device)
 
@@ -126,7 +127,7 @@ def log_likelihood(grammar: TreeGrammar, leaves: Tensor, device: Device = None, 
         last = leaves[rows, -1:]
         log_probs = log_scale + alpha.expand(len(last), -1).gather(1, last)[:, 0].log()
         if strict:
-            _check_possible(log_probs > -torch.inf, rows)
+            check_possible(log_probs > -torch.inf, rows)
         return [log_probs]
 
     return in_chunks(evaluate, leaves, grammar.v, leaves.shape[1] * grammar.v)[0]
@@ -162,7 +163,7 @@ def node_posteriors(grammar: TreeGrammar, evidence: Tensor, device: Device = Non
     `P(what is known of leaf i | x_i = a)` up to a factor, not negative. Raises ValueError for evidence that does not
     fit and for evidence of probability zero.
     """
-    return _node_posteriors(grammar, _likelihoods(grammar, evidence, device)[0])
+    return _node_posteriors(grammar, _evidence(grammar, evidence, device)[0])
 
 
 def leaf_posteriors(grammar: TreeGrammar, evidence: Tensor, device: Device = None) -> Tensor:
@@ -175,50 +176,33 @@ def evidence_log_likelihood(grammar: TreeGrammar, evidence: Tensor, device: Devi
 
     `P(evidence) = sum over sequences of P(x) prod_i e_i[x_i]`, e_i the likelihoods of leaf i, as in `node_posteriors`.
     """
-    likelihoods, log_norm = _likelihoods(grammar, evidence, device)
+    known, log_norm = _evidence(grammar, evidence, device)
     if isinstance(grammar, FilteredGrammar):
-        return log_norm + filtered_tree.log_likelihood(grammar, likelihoods)
-    levels, prior = tree_levels(grammar, 0, likelihoods.device), grammar.prior.to(likelihoods.device)
+        return log_norm + filtered_tree.log_likelihood(grammar, known)
+    levels, prior = tree_levels(grammar, 0, known.device), grammar.prior.to(known.device)
 
     def evaluate(rows: slice) -> list[Tensor]:
-        messages, log_scale = upward(levels, seen_leaves(likelihoods[rows]))
+        messages, log_scale = upward(levels, seen_leaves(known[rows]))
         return [log_norm[rows] + log_scale + (messages[0].values[0] @ prior).log()]
 
-    return in_chunks(evaluate, likelihoods, grammar.v, 2 * likelihoods.shape[1] * grammar.v)[0]
+    return in_chunks(evaluate, known, grammar.v, 2 * known.shape[1] * grammar.v)[0]
+
+
+def posterior_entropy(grammar: TreeGrammar, evidence: Tensor, device: Device = None) -> Tensor:
+    """The entropy of the whole tree given the evidence, `(B,)` float64 in nats: of all hidden symbols and all leaves.
+
+    `H(tree | evidence) = ln P(evidence) - sum over trees of P(tree, evidence) ln P(tree, evidence) / P(evidence)`, with
+    `P(tree, evidence) = P(tree) prod_i e_i[x_i]`; evidence and errors are as in `node_posteriors`. Given all tokens it
+    is the ambiguity of a sequence, whose mean over sequences is `entropies.ambiguity`; given nothing it is
+    `entropies.tree_entropy`. One upward pass, about as expensive as `node_posteriors`: see exact/posteriors.py.
+    """
+    return posteriors.posterior_entropy(grammar, _evidence(grammar, evidence, device)[0])
 
 
 def _node_posteriors(grammar: TreeGrammar, evidence: Tensor) -> list[Tensor]:
     """The posteriors of all nodes given the first leaves: tokens `(B, k)` or likelihoods `(B, k, v)`, k > 0."""
-    if isinstance(grammar, FilteredGrammar):
-        return filtered_tree.node_posteriors(grammar, evidence)
-    L, n = grammar.L, 2**grammar.L
-    levels, prior = tree_levels(grammar, 0, evidence.device), grammar.prior.to(evidence.device)
-    # Down to the lowest node that has all of the evidence below it, the left edge has laws that need no sequence.
-    apex = L - (evidence.shape[1] - 1).bit_length()
-    laws, pairs = down_path(grammar, 0, prior, [0] * min(apex + 1, L))
-
-    def posteriors(rows: slice) -> list[Tensor]:
-        messages, _ = upward(levels, seen_leaves(evidence[rows]))
-        R, found = len(evidence[rows]), []
-        alpha = prior.expand(1, R, -1)
-        for depth in range(L + 1):
-            found.append(level_posteriors(alpha, messages[depth].values).transpose(0, 1))
-            if depth == L:
-                break
-            u = messages[depth + 1].values
-            if depth > apex:
-                alpha = children_outside(levels[depth], alpha, u[::2], u[1::2])
-                continue
-            to_right = normalised(times(u[0], pairs[depth]))[0]
-            to_left = laws[depth + 1].expand(R, -1)
-            if depth == apex:
-                to_left = normalised(times(u[1], pairs[depth].T))[0]
-            others = children_outside(levels[depth], alpha[1:], u[2::2], u[3::2])
-            alpha = torch.cat((torch.stack((to_left, to_right)), others))
-        _check_possible(found[0][:, 0].sum(1) > 0, rows)
-        return found
-
-    return in_chunks(posteriors, evidence, grammar.v, 2 * n * grammar.v)
+    of_language = filtered_tree if isinstance(grammar, FilteredGrammar) else posteriors
+    return of_language.node_posteriors(grammar, evidence)
 
 
 def spine_posteriors(grammar: TreeGrammar, inputs: Tensor, device: Device = None) -> tuple[Tensor, Tensor]:
@@ -248,17 +232,17 @@ def spine_posteriors(grammar: TreeGrammar, inputs: Tensor, device: Device = None
         for children in [*unseen, *seen]:
             joints.append(alpha[:, :, None] * children)
             alpha, _ = normalised(joints[-1].sum(1))
-        _check_possible(alpha.sum(1) > 0, rows)
-        posteriors, channels = [alpha], []
+        check_possible(alpha.sum(1) > 0, rows)
+        beliefs, channels = [alpha], []
         for joint in reversed(joints):
             channel, log_norm = normalised(joint.transpose(1, 2))
-            posteriors.append(torch.einsum('rc,rca->ra', posteriors[-1], channel))
-            channels.append(channel.where(log_norm[..., None] > -torch.inf, posteriors[-1][:, None]))
-        return [torch.stack(posteriors[::-1], 1), torch.stack(channels[::-1], 1)]
+            beliefs.append(torch.einsum('rc,rca->ra', beliefs[-1], channel))
+            channels.append(channel.where(log_norm[..., None] > -torch.inf, beliefs[-1][:, None]))
+        return [torch.stack(beliefs[::-1], 1), torch.stack(channels[::-1], 1)]
 
     entries = (inputs.shape[1] + 1) * v + 4 * L * v**2
-    posteriors, channels = in_chunks(climb, inputs, v, entries)
-    return posteriors, channels
+    beliefs, channels = in_chunks(climb, inputs, v, entries)
+    return beliefs, channels
 
 
 # ------------------------------------------------------------------ whole trees
@@ -284,7 +268,7 @@ def sample_posterior(grammar: TreeGrammar, leaves: Tensor, n: int, seed: int, de
         keys = random_words(row_keys[rows].repeat_interleave(n), samples.repeat(len(row_keys[rows])))
         messages, _ = upward(levels, seen_leaves(leaves[rows]))
         root = normalised(prior * messages[0].values[0])[0]
-        _check_possible(root.sum(1) > 0, rows)
+        check_possible(root.sum(1) > 0, rows)
 
         def children(T: Tensor, a: Tensor, left: Tensor, right: Tensor, node: Tensor, tree: Tensor) -> list[Tensor]:
             b = _draw(left * times_matrix_of(T.transpose(1, 2), a, right), keys[tree], 2 * node)
@@ -317,7 +301,7 @@ def most_probable_tree(grammar: TreeGrammar, leaves: Tensor, device: Device = No
     def best(rows: slice) -> list[Tensor]:
         messages, _ = upward(levels, seen_leaves(leaves[rows]), contract=max_product)
         root = normalised(prior * messages[0].values[0])[0]
-        _check_possible(root.sum(1) > 0, rows)
+        check_possible(root.sum(1) > 0, rows)
         hidden = descend(levels, messages, root.argmax(1), 1, children, entries=8 * v**2)
         trees = [*(nodes.T for nodes in hidden), leaves[rows]]
         steps = zip(levels, trees[:-1], trees[1:], strict=True)
@@ -361,25 +345,23 @@ def _tokens(grammar: TreeGrammar, tokens: Tensor, name: str, device: Device) -> 
     return tokens
 
 
-def _likelihoods(grammar: TreeGrammar, evidence: Tensor, device: Device) -> tuple[Tensor, Tensor]:
-    """Evidence as tokens `(B, n)`, where all are known, or likelihoods `(B, n, v)` with sum one; the logarithm of
+def _evidence(grammar: TreeGrammar, evidence: Tensor, device: Device) -> tuple[Tensor, Tensor]:
+    """Evidence, checked, as tokens `(B, n)`, -1 for unknown, or likelihoods `(B, n, v)` with sum one; the logarithm of
     the factors that are left out `(B,)`."""
     if evidence.dim() != 3:
         tokens = _tokens(grammar, evidence, 'evidence', device)
-        if (tokens >= 0).all():
-            return tokens, torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
-        one_hot = torch.nn.functional.one_hot(tokens.clamp(min=0), grammar.v).double()
-        likelihoods = one_hot.where(tokens[:, :, None] >= 0, 1.0)
-    else:
-        n = 2**grammar.L
-        if evidence.shape[1:] != (n, grammar.v):
-            raise ValueError(
-                f'evidence of shape {tuple(evidence.shape)}: '
-                f'for a tree of {n} leaves give (B, {n}) or (B, {n}, {grammar.v})'
-            )
-        likelihoods = evidence.to(device=_place(evidence, device), dtype=torch.float64)
-        if not ((likelihoods >= 0) & (likelihoods < torch.inf)).all():
-            raise ValueError('evidence holds likelihoods that are negative, infinite or nan: use numbers from 0 up')
+        if isinstance(grammar, FilteredGrammar) and (tokens < 0).any():  # it takes tokens only where all are known
+            tokens = likelihoods_of(tokens, grammar.v)
+        return tokens, torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
+    n = 2**grammar.L
+    if evidence.shape[1:] != (n, grammar.v):
+        raise ValueError(
+            f'evidence of shape {tuple(evidence.shape)}: '
+            f'for a tree of {n} leaves give (B, {n}) or (B, {n}, {grammar.v})'
+        )
+    likelihoods = evidence.to(device=_place(evidence, device), dtype=torch.float64)
+    if not ((likelihoods >= 0) & (likelihoods < torch.inf)).all():
+        raise ValueError('evidence holds likelihoods that are negative, infinite or nan: use numbers from 0 up')
     likelihoods, log_norms = normalised(likelihoods)
     return likelihoods, log_norms.sum(1)
 
@@ -388,9 +370,3 @@ def _place(tensor: Tensor, device: Device) -> torch.device:
     """Where inference runs: the CPU in place of mps, which has no float64."""
     place = torch.device(tensor.device if device is None else device)
     return torch.device('cpu') if place.type == 'mps' else place
-
-
-def _check_possible(possible: Tensor, rows: slice) -> None:
-    if not possible.all():
-        row = rows.start + int(possible.int().argmin())
-        raise ValueError(f'row {row} has probability zero under this grammar: remove it, or use the rules it is from')

@@ -3,6 +3,7 @@
 With `T[a, b, c]` the rules of a level, every node has an upward message, the likelihood of what is observed below it,
 
     u[a] = sum_bc T[a, b, c] u_left[b] u_right[c],        one-hot at a seen leaf, all ones at an unseen one,
+                                                          any likelihood at a leaf that is seen in part,
 
 and an outside message, the probability of its symbol together with what is observed elsewhere,
 
@@ -12,15 +13,18 @@ Their product is the posterior of the symbol. Rows sum to one, so a sub-tree in 
 of all ones: it is never computed. Messages are normalised at every node, which excludes underflow with depth; a
 product of probabilities of one node below the smallest double, about 1e-308, counts as zero.
 
-The seen leaves are neighbours, so the nodes of a level that have something seen below them are neighbours too: their
-messages are one tensor, and go through the rules of the level together. Few long sequences keep matrix products as busy
-as many short ones. For the last k tokens, the smallest sub-tree that holds them and the target is enough; the law
-of its root is that of a node on the right edge of the tree.
+The leaves of which something may be known are neighbours, so the nodes of a level that have something seen below them
+are neighbours too: their messages are one tensor, and go through the rules of the level together. Few long sequences
+keep matrix products as busy as many short ones. Tokens stay integers, -1 for an unknown one among known ones, and what
+they say is looked up. For the last k tokens, the smallest sub-tree that holds them and the target is enough; the law of
+its root is that of a node on the right edge of the tree.
 
-Cost of a sequence: two dense messages meet in a contraction of v^3; a pair of seen leaves, a one-hot message, an
-unseen side, and an outside message that no observation has touched yet (the same for all sequences) take O(v^2) or
-less. Memory: beside twice the results and the rules in float64, at most four arrays of 2^24 numbers, 0.5 GB, on a CPU
-(2^28 on a GPU), or what a single sequence needs, v numbers for each of its leaves, whatever the number of sequences.
+Cost of a sequence: two dense messages meet in a contraction of v^3; a pair of tokens, known or not, a one-hot message,
+an unseen side, and an outside message that no observation has touched yet (the same for all sequences) take O(v^2) or
+less. So the posteriors of all nodes, given likelihoods at n leaves, take 3 n - 5 contractions: n - 1 upwards, and two
+downwards from each inner node but the root. Given tokens they take those of half as many leaves. Memory: beside twice
+the results and the rules in float64, at most four arrays of 2^24 numbers, 0.5 GB, on a CPU (2^28 on a GPU), or what a
+single sequence needs, v numbers for each of its leaves, whatever the number of sequences.
 
 J. Pearl, Probabilistic Reasoning in Intelligent Systems, Morgan Kaufmann 1988; for grammars, the inside-outside
 algorithm of J. K. Baker, Trainable grammars for speech recognition, J. Acoust. Soc. Am. 65, S132 (1979).
@@ -52,7 +56,7 @@ class Nodes(NamedTuple):
     """The upward messages of neighbouring nodes of a level, those that have something seen below them."""
 
     first: int  # the number of the first node on its level
-    values: Tensor  # symbols (nodes, R) int64 at seen leaves; weights (nodes, R, v) float64 otherwise
+    values: Tensor  # tokens (nodes, R) int64 at leaves, -1 for unknown; weights (nodes, R, v) float64 otherwise
 
 
 class Level(NamedTuple):
@@ -109,8 +113,16 @@ def down_path(grammar: TreeGrammar, level: int, law: Tensor, turns: list[int]) -
 
 
 def seen_leaves(evidence: Tensor, first: int = 0) -> Nodes:
-    """The messages of leaves of which tokens `(R, k)` or likelihoods `(R, k, v)` are known."""
+    """The messages of leaves of which tokens `(R, k)`, -1 for unknown, or likelihoods `(R, k, v)` are known."""
     return Nodes(first, evidence.transpose(0, 1).contiguous())
+
+
+def likelihoods_of(evidence: Tensor, v: int) -> Tensor:
+    """Tokens `(R, k)`, -1 for unknown, as likelihoods `(R, k, v)`; likelihoods as they are."""
+    if evidence.is_floating_point():
+        return evidence
+    one_hot = torch.nn.functional.one_hot(evidence.clamp(min=0), v).double()
+    return one_hot.where(evidence[..., None] >= 0, 1.0)
 
 
 def upward(
@@ -125,7 +137,7 @@ def upward(
     log_scale = torch.zeros(leaves.values.shape[1], dtype=torch.float64, device=leaves.values.device)
     for level in reversed(levels):
         first, u = messages[0]
-        parents = _parents(level, contract or _sum_product, first % 2, u[:-1] if last_is_target else u)
+        parents = _parents(level, contract or sum_product, first % 2, u[:-1] if last_is_target else u)
         parents, log_norms = normalised(parents)
         log_scale = log_scale + log_norms.sum(0)
         messages.insert(0, Nodes(first // 2, parents))
@@ -137,11 +149,10 @@ def _parents(level: Level, contract: Contraction, odd: int, u: Tensor) -> Tensor
     alone = [] if not (odd and len(u)) else [times(u[:1], level.without_left.T)]
     u = u[odd:]
     left, right = u[: len(u) // 2 * 2 : 2], u[1::2]
-    by_pair = level.T.permute(1, 2, 0)
     if u.is_floating_point():
-        pairs = contract(by_pair, left.flatten(0, 1), right.flatten(0, 1)).view(right.shape)
+        pairs = contract(level.T.permute(1, 2, 0), left.flatten(0, 1), right.flatten(0, 1)).view(right.shape)
     else:
-        pairs = by_pair[left, right]
+        pairs = of_tokens(level, left, right)
     last = [times(u[-1:], level.without_right.T)] if len(u) % 2 else []
     return torch.cat((*alone, pairs, *last)) if alone or last else pairs
 
@@ -160,7 +171,7 @@ def spine_prediction(grammar: TreeGrammar, k: int, device: torch.device) -> Call
         alpha = top.law
         for depth, nodes in enumerate(messages[: top.height]):
             u = nodes.values[-1]
-            alpha = _down(top.levels[depth - 1], alpha, u) if depth else times(u, pairs[0])
+            alpha = down(top.levels[depth - 1], alpha, u) if depth else times(u, pairs[0])
             alpha, log_norm = normalised(alpha)
             log_scale = log_scale + log_norm
         return alpha, log_scale
@@ -175,15 +186,15 @@ def children_outside(level: Level, alpha: Tensor, lefts: Tensor, rights: Tensor)
     others have nothing seen below them.
     """
 
-    def down(rules: Level, siblings: Tensor) -> Tensor:
+    def to_side(rules: Level, siblings: Tensor) -> Tensor:
         m = len(siblings)
         unseen = alpha[m:] @ rules.without_left
         if m == 0:
             return unseen
-        seen = _down(rules, alpha[:m].flatten(0, 1), siblings.flatten(0, 1)).view(m, *alpha.shape[1:])
+        seen = down(rules, alpha[:m].flatten(0, 1), siblings.flatten(0, 1)).view(m, *alpha.shape[1:])
         return torch.cat((seen, unseen)) if m < len(alpha) else seen
 
-    children = torch.stack((down(level.mirrored(), rights), down(level, lefts)), 1).flatten(0, 1)
+    children = torch.stack((to_side(level.mirrored(), rights), to_side(level, lefts)), 1).flatten(0, 1)
     return normalised(children)[0]
 
 
@@ -223,11 +234,21 @@ def descend(
 # ------------------------------------------------------------------ one node
 
 
-def _down(level: Level, alpha: Tensor, left: Tensor) -> Tensor:
+def down(level: Level, alpha: Tensor, left: Tensor) -> Tensor:
     """`alpha_right[c] = sum_ab alpha[a] left[b] T[a, b, c]`; for the left child, the level mirrored and u_right."""
     if left.is_floating_point():
-        return _sum_product(level.T, alpha, left)
-    return times_matrix_of(level.T.transpose(0, 1), left, alpha)
+        return sum_product(level.T, alpha, left)
+    matrices = [*level.T.transpose(0, 1), level.without_left]
+    return times_matrix_of(matrices, left % len(matrices), alpha)  # -1 counts from the end
+
+
+def of_tokens(level: Level, left: Tensor, right: Tensor) -> Tensor:
+    """`T[:, b, c]` for pairs of tokens (b, c), summed over a token that is unknown (-1): one more axis of size v."""
+    found = level.T.permute(1, 2, 0)[left, right]
+    for unknown, other, sums in (left < 0, right, level.without_left), (right < 0, left, level.without_right):
+        if unknown.any():
+            found[unknown] = times(other[unknown], sums.T)
+    return found
 
 
 def given_left(level: Level, left: Tensor) -> Tensor:
@@ -247,7 +268,7 @@ def normalised(message: Tensor) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------ products
 
 
-def _sum_product(tensor: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def sum_product(tensor: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """`out[r, k] = sum_ij tensor[i, j, k] x[r, i] y[r, j]`, one matrix product for each i: `(R, v)`.
 
     A piece of the factors (R, v) stays in the processor's cache, while the whole outer product (R, v^2) would travel
@@ -279,11 +300,13 @@ def _row_pieces(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def times(message: Tensor, matrix: Tensor) -> Tensor:
-    """`message @ matrix`, a look-up for a one-hot message."""
-    return message @ matrix if message.is_floating_point() else matrix[message]
+    """`message @ matrix`; for tokens a look-up of a row, or of the sum of the rows for an unknown one (-1)."""
+    if message.is_floating_point():
+        return message @ matrix
+    return torch.cat((matrix, matrix.sum(0, keepdim=True)))[message]
 
 
-def times_matrix_of(matrices: Tensor, symbols: Tensor, vectors: Tensor) -> Tensor:
+def times_matrix_of(matrices: Tensor | list[Tensor], symbols: Tensor, vectors: Tensor) -> Tensor:
     """Row r is `vectors[r] @ matrices[symbols[r]]`: the rows are sorted, so that each symbol takes one product."""
     order = symbols.argsort()
     counts = symbols.bincount(minlength=len(matrices)).tolist()
@@ -306,3 +329,10 @@ def in_chunks(step: Callable[[slice], list[Tensor]], evidence: Tensor, v: int, e
 
 def _entries(sizes: dict[str, int], tensor: Tensor) -> int:
     return sizes.get(tensor.device.type, sizes['cpu'])
+
+
+def check_possible(possible: Tensor, rows: slice) -> None:
+    """Raises ValueError where one of these rows is not possible, with its number."""
+    if not possible.all():
+        row = rows.start + int(possible.int().argmin())
+        raise ValueError(f'row {row} has probability zero under this grammar: remove it, or use the rules it is from')

@@ -397,10 +397,10 @@ def test_the_nodes_of_a_level_go_through_its_rules_together(
 
     def counting(tensor: Tensor, x: Tensor, y: Tensor) -> Tensor:
         products.append(len(y))
-        return _sum_product(tensor, x, y)
+        return sum_product(tensor, x, y)
 
-    _sum_product = propagation._sum_product
-    monkeypatch.setattr(propagation, '_sum_product', counting)
+    sum_product = propagation.sum_product
+    monkeypatch.setattr(propagation, 'sum_product', counting)
     all_next_token_probs(grammar, grammar.sequences(0, beside))
     assert len(products) <= 2 * 5
     assert sum(products) == beside * (2**6 - 2 * 6)  # contractions of v^3 in all, as documented
