@@ -1,4 +1,4 @@
-"""Analysis of trained models: predictions, filtered predictors, probes, samples, learners that count, counts of tokens."""
+"""Analysis of trained models: predictions, filtered predictors, probes, samples, counts, learners that count."""
 
 from RLM_clean.analysis import baselines, counting, filtering, generation, predictions, probes
 
