@@ -17,7 +17,7 @@ def by_torch(model: Any, idx: Tensor) -> Tensor:
     """The logits by torch.nn.GRU with the same weights."""
     d, depth = model.head.in_features, len(model.layers)
     theirs = nn.GRU(d, d, depth, batch_first=True).double()
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for i, layer in enumerate(model.layers):
         weights |= {f'{key}_ih_l{i}': value for key, value in layer.inputs.state_dict().items()}
         weights |= {f'{key}_hh_l{i}': value for key, value in layer.recurrent.state_dict().items()}
