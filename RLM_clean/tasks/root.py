@@ -57,7 +57,7 @@ class Root(Task):
         return Contexts(leaves, self.best(grammar, leaves).cpu(), None)
 
     def best(self, grammar: TreeGrammar, inputs: Tensor) -> Tensor:
-        """`P(root | leaves)`, `(N, num_classes)`."""
+        """`P(root | leaves)`, `(N, num_classes)`. Raises ValueError where the root can have other symbols."""
         return self._given(grammar, inputs, inputs.shape[1])
 
     def window_floor(self, grammar: TreeGrammar, contexts: Contexts, k: int) -> Estimate:
@@ -67,4 +67,10 @@ class Root(Task):
         return window_estimate(self._given(grammar, contexts.inputs, k).cpu(), contexts)
 
     def _given(self, grammar: TreeGrammar, leaves: Tensor, k: int) -> Tensor:
-        return ancestor_posteriors(grammar, leaves, past=k)[0][:, 0, : self.num_classes or grammar.v]
+        classes = self.num_classes or grammar.v
+        if grammar.prior[classes:].any():
+            needed = int(grammar.prior.nonzero().max()) + 1
+            raise ValueError(
+                f'num_classes={classes} leaves out symbols that the root can have: use {needed}, or another prior'
+            )
+        return ancestor_posteriors(grammar, leaves, past=k)[0][:, 0, :classes]
