@@ -20,15 +20,16 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 def weighted(table: Tensor, likelihoods: Tensor) -> Tensor:
     """`P(x) prod_i e_i[x_i]` of every sequence x, as a table, for the likelihoods e `(n, v)` of one context."""
-    for i, e in enumerate(likelihoods):
-        table = table * e.view([-1 if axis == i else 1 for axis in range(table.dim())])
-    return table
+    product = torch.ones(1, dtype=torch.float64)
+    for e in likelihoods:
+        product = torch.outer(product, e).flatten()
+    return table * product.view_as(table)
 
 
 def leaf_sums(table: Tensor) -> Tensor:
     """The sum over all sequences with x_i = a, `(n, v)`: for a table of probabilities, those of each leaf."""
-    n = table.dim()
-    return torch.stack([table.sum([axis for axis in range(n) if axis != i]) for i in range(n)])
+    v, n = table.shape[0], table.dim()
+    return torch.stack([table.reshape(v**i, v, -1).sum((0, 2)) for i in range(n)])
 
 
 def given(table: Tensor, likelihoods: Tensor) -> tuple[Tensor, Tensor]:
