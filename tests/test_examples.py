@@ -17,8 +17,9 @@ from helpers import ROOT
 from matplotlib.patches import Rectangle
 from readable import assert_readable
 
-from examples import entropy_against_beta, staircase, tree
-from RLM_clean.datasets import RLM
+from examples import entropy_against_beta, root, staircase, tree
+from RLM_clean import sweep
+from RLM_clean.datasets import RHM, RLM
 from RLM_clean.exact import entropies, inference, theory
 from RLM_clean.runs import load_run
 
@@ -62,6 +63,76 @@ def test_the_staircase_trains_both_languages_and_draws_them(
     capsys.readouterr()
     staircase.main([*words, '--picture', 'again.png'])  # trained already: drawn again
     assert 'step' not in capsys.readouterr().err and Path('again.png').exists()
+
+
+def test_the_sweep_of_the_root_can_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for tasks, ratios in ((root.TASKS, root.RATIOS), (root.QUICK_TASKS, root.QUICK_RATIOS)):
+        words = root.command(tmp_path / 'root', tasks, ratios, 3, **root.OPTIONS)
+        assert sweep.main([*words, '--dry-run']) == 0
+        listed = capsys.readouterr().out
+        for task in tasks:
+            for ratio in ratios:
+                size = f'train_size{round(ratio * task.scale)}_'
+                symbols = f'num_features{task.v}_num_classes{task.num_classes}_num_synonyms{task.m}_'
+                assert len(re.findall(f'{symbols}num_layers{task.L}_depth{task.L}_{size}.*_r[123]', listed)) == 3
+
+
+@pytest.mark.slow
+def test_the_root_trains_its_sweep_and_prints_and_draws_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(root, 'QUICK_TASKS', (root.Task(4, 2, 2, 2),))
+    monkeypatch.setattr(root, 'QUICK_RATIOS', (1, 8))
+    monkeypatch.setattr(root, 'QUICK', {'embedding_dim': 8, 'max_iters': 128})
+    root.main(['--quick'])
+    *_, head, row, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ['n_c', 'm^L', 'P*', '+-', 'ratio', '+-']
+    assert row.startswith('v = 4, n_c = 2, m = 2, L = 2') and row[34:42] == '       8'
+    assert last == 'the figure is results/root_quick/root.png'
+    assert matplotlib.image.imread(tmp_path / 'results/root_quick/root.png').shape[1] == 1430
+    found = sweep.load('results/root_quick')
+    np.testing.assert_array_equal(found['train_size'][:, 0], [8, 64])
+    assert set(found['model'].flat) == {'cnn'} and set(found['objective'].flat) == {'root'}
+    assert len(set(found['seed_rules'].flat)) == 3 and found['testacc'].shape == (2, 3)
+
+
+def test_the_error_of_unseen_sequences_is_that_of_the_sequences_left_out_of_a_training_set() -> None:
+    """A predictor that knows the training set by heart, and is right elsewhere with probability 0.7."""
+    task, P = root.Task(8, 8, 4, 2), 256
+    generator = np.random.default_rng(0)
+    assert task.num_sequences == len(np.unique(RHM(8, 4, 2).sequences(0, 20000, 'test').numpy(), axis=0)) == 512
+    accuracies = []
+    for _ in range(400):
+        seen = np.unique(generator.integers(task.num_sequences, size=P))
+        accuracies.append((len(seen) + 0.7 * (task.num_sequences - len(seen))) / task.num_sequences)
+    errors = root.unseen_error(np.array([[np.mean(accuracies)]]), task, np.array([P]))
+    np.testing.assert_allclose(errors, 0.3, rtol=0.01)  # six standard errors: 0.024 / 20
+
+
+def test_the_examples_needed_are_those_of_a_curve_that_is_known() -> None:
+    """Errors of exp(-P / c): 10% of chance, 7/8, at P = c ln(8 / 0.7)."""
+    task, P = root.Task(8, 8, 4, 3), np.geomspace(100, 10000, 400)
+    c = np.array([900.0, 1000, 1100, 1000])
+    errors = np.exp(-P[:, None] / c)
+    found, error = root.examples_needed(task, P, errors)
+    assert found == pytest.approx(1000 * math.log(80 / 7), rel=0.02)
+    assert error == pytest.approx(c.std(ddof=1) / 2 * math.log(80 / 7), rel=0.1)
+    assert math.isnan(root.crossing(P, np.ones(400), 0.5))
+    assert root.crossing(np.array([1.0, 4.0]), np.array([0.8, 0.4]), 0.6) == pytest.approx(2)
+
+
+def test_the_table_of_the_root_has_the_law_of_a_family_that_obeys_it() -> None:
+    """The same curve in units of n_c m^L for all tasks: one ratio, without spread, and the exponent 1."""
+    tasks = (root.Task(8, 8, 4, 2), root.Task(8, 8, 4, 3), root.Task(8, 2, 4, 3), root.Task(8, 8, 8, 3))
+    P = np.array([root.sizes(task, (1, 2, 4, 8)) for task in tasks])
+    errors = np.stack([np.array([[1.0], [0.2], [0.0], [0.0]]) * task.chance * np.ones(3) for task in tasks])
+    *rows, ratio, law = root.table(tasks, P, errors).splitlines()[1:]
+    expected = 2 ** (1 + (0.2 - 0.1) / 0.2)
+    for task, row in zip(tasks, rows, strict=True):
+        assert row[34:].split() == [str(task.scale), f'{expected * task.scale:.0f}', '0', f'{expected:.2f}', '0.00']
+    assert ratio == f'P* / (n_c m^L): geometric mean {expected:.2f}, spread of its logarithm 0.00'
+    assert law == 'P* ~ (n_c m^L)^g: g = 1.00 +- 0.00'
 
 
 def test_the_figure_draws_the_measured_entropy_of_sequences() -> None:
