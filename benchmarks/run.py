@@ -23,7 +23,7 @@ from benchmarks.report import Ratio, Result, as_markdown, as_text
 
 # About how many minutes each takes, for the estimate of what is left.
 MINUTES = {
-    'sampler': 1, 'setup': 3, 'steps': 5, 'inference': 1, 'overhead': 4, 'compile': 8, 'runs': 35, 'gpu': 2
+    'sampler': 1, 'setup': 3, 'steps': 5, 'inference': 2, 'overhead': 4, 'compile': 8, 'runs': 35, 'gpu': 2
 }  # fmt: skip
 
 BENCHMARKS: dict[str, Callable[[Settings], Result]] = {

@@ -151,7 +151,6 @@ def _weights_below(levels: list[tuple[Level, Level]], leaves: Tensor) -> tuple[T
             u, s = sum_product(T, left, right).view(rights.shape), s.view(rights.shape)
         else:
             u, s = of_tokens(level, lefts, rights), of_tokens(logarithms, lefts, rights)
-        total = u.sum(-1, keepdim=True)
-        total = total.where(total > 0, 1)
+        total = u.sum(-1, keepdim=True)  # nan, where nothing is possible, is found at the root
         u, s = u / total, s / total - u / total * total.log()
     return u, s

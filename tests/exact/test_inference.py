@@ -180,36 +180,6 @@ def test_posterior_of_every_symbol_is_exact_for_every_past(grammar: TreeGrammar)
         assert torch.equal(default, full)
 
 
-@exhaustive(*SMALL, examples=12)
-def test_posteriors_given_evidence_at_any_leaves_are_exact(grammar: TreeGrammar) -> None:
-    """Tokens of which some are unknown, the same as likelihoods, and likelihoods of any size, with zeros."""
-    v, n = grammar.v, 2**grammar.L
-    generator = torch.Generator().manual_seed(n)
-    table = joint(grammar)
-    leaves, _ = occurring(table, at_most=4)
-    known = torch.rand(leaves.shape, generator=generator) < 0.5
-    tokens = leaves.where(known, -1)
-    one_hot = torch.nn.functional.one_hot(leaves, v).double()
-    ones = torch.ones_like(one_hot)
-    vague = torch.rand(one_hot.shape, generator=generator, dtype=torch.float64) * 10.0 ** (3 * leaves[..., None] - 4)
-    vague = (vague * (torch.rand(one_hot.shape, generator=generator) < 0.7)) + one_hot
-    for evidence, likelihoods in (
-        (tokens, one_hot.where(known[..., None], ones)), (leaves, one_hot), (leaves * 0 - 1, ones), (vague, vague)
-    ):  # fmt: skip
-        found = node_posteriors(grammar, evidence)
-        assert torch.equal(leaf_posteriors(grammar, evidence), found[-1])
-        log_likelihoods = evidence_log_likelihood(grammar, evidence)
-        for row, weights in enumerate(likelihoods):
-            weight = weights[0]
-            for more in weights[1:]:
-                weight = weight[..., None] * more
-            assert_close(log_likelihoods[row], (table * weight).sum().log())
-            for depth, level in enumerate(found):
-                for i in range(2**depth):
-                    sums = torch.stack([(joint(grammar, (depth, i, a)) * weight).sum() for a in range(v)])
-                    assert_close(level[row, i], sums / sums.sum())
-
-
 def test_evidence_that_is_a_whole_sequence_or_a_past_gives_what_is_known_of_them() -> None:
     grammar = random_grammar(6, 4, seed=3, zeros=0.3, shared=False)
     leaves = grammar.sequences(0, 30)
