@@ -42,8 +42,9 @@ def register_model(name: str, build: BuildModel) -> None:
     """Makes `model=name` the module that `build(config)` returns, in this process.
 
     It maps token indices `(B, T)`, T = config.context_size (or rows `(B, T, v)` for input_format='onehot'), to the
-    logits `(B, v)` of the token that follows; its weights are a function of config.seed_model. Raises ValueError for a
-    name of the library's own.
+    logits `(B, v)` of the token that follows; for other tasks to `(B, c)`, or `(B, T, c)` where there is a target at
+    each position, with c = config.num_outputs and config.num_inputs input symbols. Its weights are a function of
+    config.seed_model. Raises ValueError for a name of the library's own.
     """
     _register(_models, MODELS, 'model', name)
     _models[name] = build
