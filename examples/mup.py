@@ -1,10 +1,11 @@
 """The best learning rate against the width of a transformer, in two parametrisations. `python -m examples.mup`.
 
-Trains transformers of embedding_dim 64 to 512 on a Random Hierarchy Model (v = 8, m = 4, L = 2) at eight learning
+Trains transformers of embedding_dim 64 to 512 on Random Language Models (v = 8, beta = 3, L = 2) at eight learning
 rates, with `parametrisation` standard and mup, the maximal update parametrisation (G. Yang et al., Tensor Programs V,
 arXiv:2203.03466). Draws the excess at the end against the learning rate, and prints the best rate of each width: the
-lowest point of the parabola through the three best rates, in logarithms of both, for the mean over three languages and
-models, and its standard error from the three alone. At width 64 both parametrisations are the same.
+lowest point of the parabola through the three best rates, in logarithms of both, for the geometric mean over languages
+(each with other seeds), and its standard error from the languages alone. At width 64 both parametrisations are the
+same.
 
 The sweep takes about twelve minutes on two cores. After an interruption, the same command continues. `--quick` trains
 small models at three rates, in seconds.
@@ -26,15 +27,15 @@ from RLM_clean.plots import style
 from RLM_clean.sweep.results import Array, Results
 
 OPTIONS: dict[str, Any] = {
-    'dataset': 'rhm', 'num_features': 8, 'num_synonyms': 4, 'num_layers': 2, 'depth': 2, 'ffwd_size': 2,
-    'optim': 'adam', 'scheduler': 'none', 'batch_size': 64, 'max_iters': 160, 'print_freq': 160, 'save_freq': 1,
+    'dataset': 'rlm', 'num_features': 8, 'beta': 3.0, 'num_layers': 2, 'depth': 2, 'ffwd_size': 2,
+    'optim': 'adam', 'scheduler': 'none', 'batch_size': 32, 'max_iters': 160, 'print_freq': 160, 'save_freq': 1,
 }  # fmt: skip
 GRID: dict[str, Sequence[Any]] = {
     'parametrisation': ('standard', 'mup'),
     'embedding_dim': (64, 128, 256, 512),
     'lr': tuple(2.0**-k for k in range(13, 5, -1)),
 }
-REPETITIONS = 3
+REPETITIONS = 2
 
 QUICK_OPTIONS: dict[str, Any] = {'batch_size': 16, 'max_iters': 10, 'print_freq': 10}
 QUICK_GRID: dict[str, Sequence[Any]] = {'embedding_dim': (16, 32), 'lr': (2.0**-9, 2.0**-7, 2.0**-5)}

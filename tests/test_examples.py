@@ -17,10 +17,11 @@ from helpers import ROOT
 from matplotlib.patches import Rectangle
 from readable import assert_readable
 
-from examples import entropy_against_beta, root, staircase, tree
+from examples import entropy_against_beta, mup, root, staircase, tree
 from RLM_clean import sweep
 from RLM_clean.datasets import RHM, RLM
 from RLM_clean.exact import entropies, inference, theory
+from RLM_clean.plots import panels
 from RLM_clean.runs import load_run
 
 EXAMPLES = sorted(path.stem for path in (ROOT / 'examples').glob('*.py') if path.stem != '__init__')
@@ -182,3 +183,61 @@ def test_the_tree_shows_its_symbols_and_what_the_context_says_of_each_hidden_one
             posterior = inference.ancestor_posteriors(language, leaves)[level][0, i].numpy()
             expected += posterior * inference.next_token_probs(language, leaves[:, :-1])[0, target].item()
         np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+# ---------------------------------------------------------------------- mup
+
+RATES = 2.0 ** np.arange(-9, -3)
+
+
+def parabola(best: float, rates: np.ndarray[Any, Any] = RATES) -> np.ndarray[Any, Any]:
+    """An excess that is least at the rate 2^best."""
+    return 0.1 * np.exp(0.3 * (np.log2(rates) - best) ** 2)
+
+
+class Measured:
+    """The results of a sweep whose least excess lies at given rates, (parametrisations, widths, repetitions)."""
+
+    def __init__(self, best: list[list[list[float]]]) -> None:
+        self.axes = {'parametrisation': ['standard', 'mup'], 'embedding_dim': [64, 256], 'lr': RATES.tolist()}
+        self.excess = np.moveaxis(np.array([[[parabola(x) for x in row] for row in rows] for rows in best]), -1, -2)
+
+    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
+        assert name == 'excess'
+        return self.excess
+
+
+def test_the_best_rate_is_the_lowest_point_between_the_rates_of_the_grid() -> None:
+    for best in (-7.0, -6.7, -6.2, -5.5001):
+        assert math.log2(mup.best_rate(RATES, parabola(best))) == pytest.approx(best)
+    assert mup.best_rate(RATES, parabola(-20)) == RATES[0] and mup.best_rate(RATES, parabola(2)) == RATES[-1]
+    rate, error = mup.best_rates(RATES, np.stack([parabola(best) for best in (-7.0, -6.0)], 1))
+    assert math.log2(rate) == pytest.approx(-6.5) and error == pytest.approx(0.5)  # |7 - 6| / 2
+
+
+def test_the_table_and_the_figure_of_mup_show_the_best_rates() -> None:
+    results: Any = Measured([[[-5.8, -5.6], [-7.8, -7.6]], [[-5.8, -5.6], [-5.8, -5.6]]])
+    lines = mup.table(results)
+    assert lines[0] == 'standard  width   64  best lr 2^(-5.70 +- 0.10) = 1.92e-02  least excess 0.1031'
+    assert [line.split()[-1] for line in lines if 'moves' in line] == ['-2.00', '+0.00']
+    for place, name in enumerate(results.axes['parametrisation']):
+        axes = panels()
+        mup.draw(results, name, axes)
+        curves = {line.get_label(): line for line in axes.lines if str(line.get_label()).startswith('width')}
+        for i, width in enumerate(results.axes['embedding_dim']):
+            mean = np.exp(np.log(results.excess[place, i]).mean(1))
+            np.testing.assert_allclose(np.asarray(curves[f'width {width}'].get_ydata(), dtype=float), mean)
+        dashed = [np.asarray(line.get_xdata(), dtype=float)[0] for line in axes.lines if line.get_linestyle() == '--']
+        np.testing.assert_allclose(np.log2(dashed), [[-5.7, -7.7], [-5.7, -5.7]][place])
+
+
+@pytest.mark.slow
+def test_the_command_of_mup_trains_its_sweep_and_draws_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mup.main(['--quick', '--workers', '2'])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == 'the figure is results/mup_quick/mup.png'
+    assert lines[-2].startswith('mup       from width 16 to 32')
+    assert matplotlib.image.imread(tmp_path / 'results/mup_quick/mup.png').shape[1] == 1430
