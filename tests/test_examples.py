@@ -218,7 +218,7 @@ def test_the_best_rate_is_the_lowest_point_between_the_rates_of_the_grid() -> No
 def test_the_table_and_the_figure_of_mup_show_the_best_rates() -> None:
     results: Any = Measured([[[-5.8, -5.6], [-7.8, -7.6]], [[-5.8, -5.6], [-5.8, -5.6]]])
     lines = mup.table(results)
-    assert lines[0] == 'standard  width   64  best lr 2^(-5.70 +- 0.10) = 1.92e-02  least excess 0.1031'
+    assert lines[0] == 'standard  width   64  best lr 2^(-5.70 +- 0.10) = 1.92e-02  least excess 0.1030'
     assert [line.split()[-1] for line in lines if 'moves' in line] == ['-2.00', '+0.00']
     for place, name in enumerate(results.axes['parametrisation']):
         axes = panels()

@@ -91,7 +91,7 @@ def test_what_has_no_rates_is_an_error_in_one_sentence() -> None:
 
 def changes(d: int, mup: bool, kind: str, steps: int = 4) -> dict[str, float]:
     """The root mean square of the change of activations and logits in a few steps, at the same learning rate."""
-    options = {'embedding_dim': d, 'parametrisation': 'mup' if mup else 'standard', 'num_features': 7}
+    options: dict[str, Any] = {'embedding_dim': d, 'parametrisation': 'mup' if mup else 'standard', 'num_features': 7}
     rate = {'adam': 2e-3, 'sgd': 0.5}[kind]
     config = tiny(optim=kind, lr=rate, momentum=0.0, scheduler='none', num_layers=2, ffwd_size=2, **options)
     network = init.init_model(config)
