@@ -75,6 +75,7 @@ seed_model=${seed_model:-11111}
 # ---- output
 print_freq=${print_freq:-1024}          # steps between two evaluations
 save_freq=${save_freq:-2}               # checkpoints at steps spaced by 2^(1/save_freq)
+bp_records=${bp_records:-0}             # 1: records hold the divergences from BP_k (docs/tasks.md)
 checkpoints=${checkpoints:-1}           # 0: keep the last and the best model only
 tensorboard=${tensorboard:-0}           # 1: curves for TensorBoard too
 resume=${resume:-auto}                  # auto, require or restart

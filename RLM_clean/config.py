@@ -185,6 +185,9 @@ class Config:
         2, 'output', 'checkpoints at steps spaced by 2^(1/save_freq), evaluated too',
         (lambda x: 1 <= x <= 1000, 'a whole number, 1 to 1000'),
     )  # fmt: skip
+    bp_records: bool = option(
+        False, 'output', 'records hold the divergences from BP_k, the best predictors of the filtered languages'
+    )
     checkpoints: bool = option(True, 'output', 'keep the weights of every checkpoint')
     resume: str = option(
         'auto', 'output',
@@ -364,10 +367,16 @@ def _check_model(c: Config) -> None:
             raise ValueError(
                 f'{name}={format_value(getattr(c, name))} is for transformers, not for model={c.model!r}: leave it out'
             )
-    if c.model in ('cnn', 'lcn') and not (c.depth == c.num_layers and c.num_tokens == 2**c.num_layers):
+    if c.model not in ('cnn', 'lcn'):
+        return
+    if c.num_tokens != 2**c.num_layers:
+        raise ValueError(
+            f'num_tokens={c.num_tokens} does not fit model={c.model!r}, which has the shape of the tree: leave it out'
+        )
+    if c.depth != c.num_layers:
         raise ValueError(
             f'depth={c.depth} does not fit model={c.model!r}, which has a layer for each level of the tree: '
-            f'use depth={c.num_layers}, and all tokens'
+            f'use depth={c.num_layers}'
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from RLM_clean import tasks
 from RLM_clean.datasets import TreeGrammar
-from RLM_clean.exact import entropies
+from RLM_clean.exact import entropies, filtered
 from RLM_clean.exact.entropies import Estimate, conditional_entropy, entropy, marginal, mean_and_error, window_entropies
 from RLM_clean.exact.inference import next_token_probs
 from RLM_clean.tasks import Contexts, Task
@@ -182,6 +182,20 @@ class Reference:
         accuracy, _ = mean_and_error(per_context(torch.cat(accuracies), self.positions), self.weights)
         return Evaluation(self.floor()[0] + excess, accuracy, excess, error)
 
+    @torch.no_grad()
+    def divergences(self, model: nn.Module, predictors: Tensor, logits: Logits = apply_model) -> list[Estimate]:
+        """`E KL(r_k || q)`, q the model, and its standard error, for each of K predictors r_k, in one pass.
+
+        `predictors (N, K, c)` or `(N, K, T, c)` hold their probabilities in the contexts of the reference.
+        """
+        found = []
+        for scores, rows, r in _evaluate(model, self.inputs, predictors, logits):
+            log_q = torch.log_softmax(scores.to(r.device).double(), -1)
+            log_q = log_q if rows is None else log_q[rows.to(r.device)]
+            found.append(kl_divergence(r, log_q[:, None].expand_as(r)))
+        each = torch.cat(found).unbind(1)
+        return [mean_and_error(per_context(values, self.positions), self.weights) for values in each]
+
     def divergence(self, model: nn.Module, logits: Logits = apply_model) -> Estimate:
         """`E KL(P || q)`, q the model, and its standard error: the excess of `evaluate`."""
         found = self.evaluate(model, logits)
@@ -199,7 +213,8 @@ class Language:
     `entropy` is the lowest loss of any model, `marginal` that of a predictor that sees nothing, `floors` those of the
     best predictors from k tokens, {k: (value, standard error)}; which tokens these are, the task says. `contexts` says
     on how many sampled contexts each floor rests, {k: number} as in `entropies.num_contexts`; empty for files of
-    earlier versions, which do not say.
+    earlier versions, which do not say. `filtered` are the predictions of BP_0, ..., BP_L in the contexts, where records
+    compare a model with them: see exact/filtered.py.
     """
 
     grammar: TreeGrammar
@@ -208,6 +223,7 @@ class Language:
     marginal: float
     floors: dict[int, Estimate]
     contexts: dict[int, int] = field(default_factory=dict)
+    filtered: Tensor | None = None
 
     def to(self, device: torch.device) -> Language:
         """The same with its contexts where a model is."""
@@ -257,6 +273,12 @@ def prepare_language(
         number = 0 if whole.weights is not None else len(whole.inputs)
         say(f'best loss of all tokens: {format_estimate(lowest, number)}')
     return Language(grammar, whole, lowest[0], floors[0][0], floors, numbers)
+
+
+def filtered_predictions(grammar: TreeGrammar, reference: Reference, task: Task) -> Tensor:
+    """The predictions of BP_0, ..., BP_L in the contexts of a reference, `(N, L + 1, c)` or `(N, L + 1, T, c)`."""
+    heights = filtered.heights(grammar)
+    return torch.stack([task.best(grammar.filtered(k), reference.inputs).cpu() for k in heights], 1)
 
 
 def format_estimate(estimate: Estimate, contexts: int = 0) -> str:

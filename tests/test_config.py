@@ -236,7 +236,7 @@ OTHER: dict[str, Any] = {
     'grad_clip': 1.0, 'scheduler': 'cosine', 'warmup_time': 9, 'decay_time': 10, 'max_iters': 10,
     'loss_threshold': 0.0, 'dtype': 'bfloat16', 'print_freq': 10, 'save_freq': 1, 'checkpoints': False,
     'num_classes': 2, 'sigma': 0.5, 'filtered': 1, 'positions': 'none', 'parametrisation': 'mup', 'mask_rate': 0.5,
-    'noise': 0.5,
+    'noise': 0.5, 'bp_records': True,
     'resume': 'require', 'tensorboard': True, 'device': 'cpu', 'threads': 2, 'compile': 'off', 'deterministic': True,
 }  # fmt: skip
 

@@ -12,18 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
 
 from RLM_clean import measures
 from RLM_clean.analysis.predictions import model_at, model_steps
 from RLM_clean.exact import filtered
-from RLM_clean.exact.entropies import Estimate, mean_and_error
-from RLM_clean.measures import Reference, kl_divergence
+from RLM_clean.exact.entropies import Estimate
 from RLM_clean.runs.run import Run
-from RLM_clean.tasks.task import per_context
-
-# Sequences times tokens in one forward pass: bounds its memory.
-_TOKENS_PER_PASS = 2**15
 
 
 def filtered_divergences(
@@ -43,12 +37,12 @@ def filtered_divergences(
     for k in chosen:
         if k not in heights:
             raise ValueError(f'k={k} is not a height of this language: use 0 to {heights[-1]}')
-    best = {k: run.task.best(run.rlm.filtered(k), contexts.inputs).cpu() for k in chosen}
+    predictors = [run.task.best(run.rlm.filtered(k), contexts.inputs).cpu() for k in chosen]
     found: dict[int, list[Estimate]] = {k: [] for k in chosen}
     for step in model_steps(run) if steps is None else steps:
-        log_q = _log_probs(run, model_at(run, step), contexts.inputs)
-        for k, posteriors in best.items():
-            found[k].append(_mean_divergence(posteriors, log_q, contexts))
+        at_step = contexts.divergences(model_at(run, step), torch.stack(predictors, 1), run.logits)
+        for k, estimate in zip(chosen, at_step, strict=True):
+            found[k].append(estimate)
     return found
 
 
@@ -64,14 +58,3 @@ def filtered_floors(run: Run, num_samples: int = 2048) -> dict[int, filtered.Com
         )
         for k in filtered.heights(run.rlm)
     }
-
-
-@torch.no_grad()
-def _log_probs(run: Run, model: nn.Module, inputs: Tensor) -> Tensor:
-    """`ln q(target | inputs)`, as the posteriors of the task, float64."""
-    parts = inputs.split(max(1, _TOKENS_PER_PASS // inputs.shape[1]))
-    return torch.cat([torch.log_softmax(run.logits(model, x).double(), -1) for x in parts])
-
-
-def _mean_divergence(p: Tensor, log_q: Tensor, contexts: Reference) -> Estimate:
-    return mean_and_error(per_context(kl_divergence(p, log_q), contexts.positions), contexts.weights)

@@ -305,13 +305,20 @@ def save_learning_curve(dynamics: list[Record], language: Language, config: Conf
 
     Where the context is one token, the curves of counts of pairs are beside them: a table has all there is to learn.
     """
-    left, right = panels(1, 2, size=(11, 4.2), width_ratios=(3, 2))
+    levels = 'bp' in dynamics[0]
+    left, right, *more = panels(1, 2 + levels, size=(11 + 4.5 * levels, 4.2), width_ratios=(3, 2, 2)[: 2 + levels])
     counts = _count_records(dynamics, language, config)
     if counts:
         _draw_counts(left, right, counts, dynamics)
     seen = TASKS[config.objective].seen
     learning_curve(dynamics, language.floors, language.entropy, run_title(config), left, seen=seen)
     excess_curve(dynamics, right, 'excess over the best predictor', 'model' if counts else '', GREEN)
+    if levels:
+        from RLM_clean.plots.models import filtered_curves  # slow to import, for a panel that few runs have
+
+        curves = zip(*(record['bp'] for record in dynamics), strict=True)
+        exact = {k: [(value, 0.0) for value in curve] for k, curve in enumerate(curves)}
+        filtered_curves([record['t'] for record in dynamics], exact, more[0])
     save(left.figure, path)
 
 

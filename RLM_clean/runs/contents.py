@@ -23,6 +23,7 @@ PLAIN = frozenset({bool, int, float, str, type(None)})
 WEIGHTS = {str: Tensor}
 RECORD = {
     't': int, 'trainloss': float, 'testloss': float, 'testacc': float, 'excess': float, 'lr': float, 'seconds': float,
+    'bp?': [float],
 }  # fmt: skip
 # Files of the first version have no excess here: they chose the best model by its test loss.
 BEST = {'step': int, 'loss': float, 'excess?': float, 'model': WEIGHTS}

@@ -19,7 +19,8 @@ NAME_CODES = {
     'optim': '', 'lr': 'lr', 'momentum': 'mom', 'weight_decay': 'wd', 'grad_clip': 'clip', 'scheduler': '',
     'warmup_time': 'warm', 'decay_time': 'decay', 'batch_size': 'bs', 'accumulation': 'acc', 'input_format': '',
     'whitening': 'white', 'dtype': '', 'test_size': 'test', 'loss_threshold': 'stop', 'print_freq': 'print',
-    'save_freq': 'save', 'checkpoints': 'ckpt', 'deterministic': 'det', 'seed_rules': 'sr', 'seed_sample': 'ss',
+    'save_freq': 'save',
+    'bp_records': 'bp', 'checkpoints': 'ckpt', 'deterministic': 'det', 'seed_rules': 'sr', 'seed_sample': 'ss',
     'seed_model': 'sm',
 }  # fmt: skip
 

@@ -135,6 +135,8 @@ class ActiveRun:
         grammar = init.init_data(self.config, self.machine.device, rules)
         c = self.config
         language = measures.prepare_language(grammar, c.context_size, tasks.of(c), self.stored, self.say)
+        if c.bp_records:
+            language.filtered = measures.filtered_predictions(grammar, language.reference, tasks.of(c))
         return language.to(torch.device(self.machine.device))
 
     def start(self, trainer: Trainer) -> None:

@@ -119,6 +119,8 @@ class Trainer:
         self.before_record = {name: getattr(self, name) for name in ('best', 'since_record', 'excess_error')}
         found = self.language.reference.evaluate(self.model, self.logits)
         self._check_finite('test loss', found.loss, self.step)
+        if self.language.filtered is not None:
+            levels = self.language.reference.divergences(self.model, self.language.filtered, self.logits)
         if self.step == 0:
             self.since_record = [self._loss_of_first_batch()]
         self.excess_error = found.excess_error
@@ -132,6 +134,8 @@ class Trainer:
             'lr': init.learning_rate(max(self.step - 1, 0), self.config),
             'seconds': self.seconds,
         }
+        if self.language.filtered is not None:
+            record['bp'] = [value for value, _ in levels]
         self.dynamics.append(record)
         self.since_record = []
         if found.excess < self.best.get('excess', math.inf):
