@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain, sampler, steps
+from benchmarks.inference import matrix_products
 from benchmarks.measure import Work, clocked, in_process, in_turn, threads_kept
 from benchmarks.plain import PlainRun
 from benchmarks.products import multiplications, products_alone
@@ -100,6 +101,15 @@ def test_the_products_are_those_of_an_eager_step(shape: dict[str, Any]) -> None:
     with FlopCounterMode(display=False) as alone:
         products_alone(config)()
     assert whole.get_total_flops() == alone.get_total_flops() == 2 * multiplications(config)
+
+
+@pytest.mark.parametrize(('B', 'count'), [(8, 2), (200, 19)])
+def test_the_products_of_inference_are_as_many_as_asked_for(B: int, count: int) -> None:
+    """Of v^3 multiplications a sequence each, in pieces that need not come out even; test_posteriors.py counts those
+    of inference."""
+    with FlopCounterMode(display=False) as alone:
+        matrix_products(16, B, count)
+    assert alone.get_total_flops() == 2 * count * B * 16**3
 
 
 # ---------------------------------------------------------------------- how things are measured

@@ -97,6 +97,21 @@ def test_differences_of_the_log_likelihood_are_the_posteriors(grammar: TreeGramm
             assert_close(difference, found[:, i, a])
 
 
+def test_the_worked_example_of_the_manual_is_right() -> None:
+    """docs/theory.md, by hand: 0 ? ? 1 has the trees 0(0(0 0) 0(1 1)), 0(1(0 1) 1(0 1)) and 1(0(0 0) 1(0 1))."""
+    rules = torch.zeros(2, 2, 2)
+    rules[0, 0, 0] = rules[0, 1, 1] = 0.5
+    rules[1, 0, 1] = 1.0
+    language, evidence = TreeGrammar(rules, L=2), torch.tensor([[0, -1, -1, 1]])
+    weights = torch.tensor([1 / 16, 1 / 4, 1 / 4], dtype=torch.float64)
+    assert_close(evidence_log_likelihood(language, evidence).exp(), weights.sum()[None])
+    assert_close(posterior_entropy(language, evidence), torch.special.entr(weights / weights.sum()).sum()[None])
+    root, _, leaves = node_posteriors(language, evidence)
+    assert_close(root[0], torch.tensor([[5 / 9, 4 / 9]], dtype=torch.float64))
+    expected = [[1, 0], [5 / 9, 4 / 9], [8 / 9, 1 / 9], [0, 1]]
+    assert_close(leaves[0], torch.tensor(expected, dtype=torch.float64))
+
+
 @pytest.mark.parametrize('unknown', [0.15, 0.5, 0.95])
 @pytest.mark.parametrize('L', [1, 2, 5])
 def test_unknown_tokens_count_as_likelihoods_of_one(L: int, unknown: float) -> None:
