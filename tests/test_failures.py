@@ -28,6 +28,9 @@ from RLM_clean.runs.storage import load
 
 # ---------------------------------------------------------------------- the table of options
 
+OWN_MODELS = ('transformer_mlm', 'transformer_clm', 'transformer_bert', 'fcn', 'cnn', 'lcn', 'gru')
+DEEP = {'num_layers': 2, 'depth': 2}  # fits every model
+
 # Options of which the first is wrong, the value that the error shows, and a part of the remedy.
 OPTIONS: list[tuple[dict[str, Any], str, str]] = [
     ({'num_features': 1}, '1', 'use a whole number, 2 or more'),
@@ -53,13 +56,37 @@ OPTIONS: list[tuple[dict[str, Any], str, str]] = [
     ({'seed_sample': -5}, '-5', 'from 0 to 2^63 - 1'),
     ({'seed_model': 2**63}, '9223372036854775808', 'below 2^63'),
     ({'seed_model': 'random'}, "'random'", 'give one'),
-    ({'dataset': 'wikipedia'}, "'wikipedia'", 'use rlm or rhm'),
+    ({'dataset': 'wikipedia'}, "'wikipedia'", 'use rlm or rhm or unambiguous'),
+    ({'sigma': -1, 'dataset': 'unambiguous'}, '-1', 'use a finite number, 0 or more'),
+    ({'filtered': 3, 'num_layers': 2}, '3', 'lower it, or use -1'),
+    ({'filtered': -2}, '-2', 'use a whole number from 0 to num_layers, or -1'),
+    ({'num_classes': 9}, '9', 'lower it'),
+    ({'num_classes': -1}, '-1', 'use a whole number, 0 or more'),
     ({'regime': 'both'}, "'both'", 'use online or offline'),
     ({'input_format': 'bytes'}, "'bytes'", 'use long or onehot'),
-    ({'model': 'transformer'}, "'transformer'", 'use transformer_mlm or transformer_clm or fcn'),
+    ({'model': 'transformer'}, "'transformer'", 'use ' + ' or '.join(OWN_MODELS)),
     ({'model': ''}, "''", 'use transformer_mlm'),
-    ({'objective': 'first'}, "'first'", 'use last or all'),
-    ({'objective': 'all', 'model': 'transformer_mlm'}, "'all'", "use model='transformer_clm'"),
+    ({'objective': 'first'}, "'first'", 'use last or all or root or masked or denoise'),
+    *(
+        ({'objective': 'all', 'model': model, **DEEP}, "'all'", f"'transformer_clm' or 'gru', not {model!r}")
+        for model in ('transformer_mlm', 'transformer_bert', 'fcn', 'cnn', 'lcn')
+    ),
+    *(
+        ({'objective': name, 'model': model, **DEEP}, repr(name), f"'transformer_bert' or 'fcn', not {model!r}")
+        for name in ('masked', 'denoise')
+        for model in ('transformer_mlm', 'transformer_clm', 'cnn', 'lcn', 'gru')
+    ),
+    ({'num_tokens': 3, 'objective': 'root', 'num_layers': 2}, '3', 'leave it out'),
+    ({'num_tokens': 2, 'objective': 'masked', 'model': 'transformer_bert', 'num_layers': 2}, '2', 'leave it out'),
+    ({'num_tokens': 3, 'objective': 'denoise', 'model': 'fcn', 'num_layers': 2}, '3', 'leave it out'),
+    ({'mask_rate': 0.5}, '0.5', "objective='masked'"),
+    ({'mask_rate': 0.5, 'objective': 'denoise', 'model': 'fcn'}, '0.5', "objective='masked'"),
+    ({'mask_rate': 1.0, 'objective': 'masked', 'model': 'fcn'}, '1.0', 'use a number from 0 to below 1'),
+    ({'mask_rate': -0.5}, '-0.5', 'use a number from 0 to below 1'),
+    ({'noise': 0.5}, '0.5', "objective='denoise'"),
+    ({'noise': 0.5, 'objective': 'masked', 'model': 'fcn'}, '0.5', "objective='denoise'"),
+    ({'noise': 1.5, 'objective': 'denoise', 'model': 'fcn'}, '1.5', 'use a number from 0 to 1'),
+    ({'noise': 'nan', 'objective': 'denoise', 'model': 'fcn'}, 'nan', 'use a number from 0 to 1'),
     ({'optim': 'adamw'}, "'adamw'", 'use sgd or adam'),
     ({'scheduler': 'linear'}, "'linear'", 'use none or cosine or cosine-warmup'),
     ({'dtype': 'float16'}, "'float16'", 'use float32 or bfloat16'),
@@ -76,15 +103,35 @@ OPTIONS: list[tuple[dict[str, Any], str, str]] = [
     ({'whitening': 1}, '1', "input_format='onehot'"),
     ({'whitening': 2, 'input_format': 'onehot'}, '2', 'use 0 or 1'),
     ({'depth': 0}, '0', 'use a whole number, 1 or more'),
+    ({'depth': 2, 'model': 'cnn'}, '2', 'use depth=1'),
+    ({'depth': 1, 'model': 'lcn', 'num_layers': 3}, '1', 'use depth=3'),
+    ({'num_tokens': 3, 'model': 'cnn', 'num_layers': 2, 'depth': 2}, '3', 'leave it out'),
+    ({'num_tokens': 3, 'model': 'lcn', 'num_layers': 2}, '3', 'leave it out'),
     ({'embedding_dim': 0}, '0', 'use a whole number, 1 or more'),
     ({'embedding_dim': 10**7}, '10000000', 'use at most'),
     ({'num_heads': 3}, '3', 'make one a multiple of the other'),
     ({'num_heads': 0}, '0', 'use a whole number, 1 or more'),
-    ({'ffwd_size': 0}, '0', 'use a whole number, 1 or more'),
+    ({'ffwd_size': -1}, '-1', 'use a whole number, 0 or more'),
+    ({'ffwd_size': 0, 'model': 'fcn'}, '0', 'use 1 or more'),
+    ({'ffwd_size': 0, 'model': 'cnn'}, '0', 'use 1 or more'),
+    ({'positions': 'sine'}, "'sine'", 'use learned or rope or none'),
+    ({'positions': 'rope', 'num_heads': 8}, '8', 'make embedding_dim / num_heads=8/8 even'),
+    ({'positions': 'rope', 'embedding_dim': 6, 'num_heads': 2}, '6', 'make embedding_dim / num_heads=6/2 even'),
+    *(({'positions': 'none', 'model': model}, 'none', 'leave it out') for model in ('fcn', 'cnn', 'lcn', 'gru')),
+    ({'parametrisation': 'ntk'}, "'ntk'", 'use standard or mup'),
+    *(({'parametrisation': 'mup', 'model': model}, 'mup', 'leave it out') for model in ('fcn', 'cnn', 'lcn', 'gru')),
     ({'dropout': 1.0}, '1.0', 'use a number from 0 to below 1'),
     ({'dropout': -0.1}, '-0.1', 'use a number from 0 to below 1'),
-    ({'dropout': 0.1, 'model': 'fcn'}, "'fcn'", 'leave both out'),
-    ({'tie_weights': True, 'model': 'fcn'}, "'fcn'", 'leave both out'),
+    *(
+        ({'dropout': 0.1, 'model': model}, f'0.1 is for transformers, not for model={model!r}', 'leave it out')
+        for model in ('fcn', 'cnn', 'lcn', 'gru')
+    ),
+    *(
+        ({'tie_weights': True, 'model': model}, f'1 is for transformers, not for model={model!r}', 'leave it out')
+        for model in ('fcn', 'cnn', 'lcn', 'gru')
+    ),
+    ({'tie_weights': True, 'objective': 'masked', 'model': 'transformer_bert'}, "'masked'", 'leave it out'),
+    ({'tie_weights': True, 'objective': 'root', 'num_classes': 3}, "'root'", 'leave it out'),
     ({'lr': -1}, '-1', 'use a finite number above 0'),
     ({'lr': 0}, '0', 'use a finite number above 0'),
     ({'lr': 'inf'}, 'inf', 'use a finite number above 0'),

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from RLM_clean.config import Config, from_arguments
 from RLM_clean.sweep import __main__ as sweep_module
 from RLM_clean.sweep import script
 from RLM_clean.sweep.arguments import make_sweep_parser, parse, read_request
+from RLM_clean.sweep.names import run_name
 from RLM_clean.sweep.plan import Plan, make_plan, repetition_seeds
 
 # A python that prints what it is to run, a word a line.
@@ -102,22 +104,28 @@ def test_every_variable_reaches_the_run(asked: Asked) -> None:
     options = {
         'dataset': 'rhm', 'num_features': 16, 'num_layers': 3, 'num_synonyms': 4, 'regime': 'offline',
         'train_size': 256, 'max_epochs': 3, 'batch_size': 32, 'accumulation': 2, 'test_size': 100,
-        'input_format': 'onehot', 'whitening': 1, 'model': 'transformer_clm', 'depth': 2, 'embedding_dim': 12,
-        'num_heads': 3, 'ffwd_size': 2, 'dropout': 0.25, 'objective': 'all', 'optim': 'adam', 'lr': 0.01,
+        'input_format': 'onehot', 'whitening': 1, 'model': 'transformer_bert', 'depth': 2, 'embedding_dim': 12,
+        'num_heads': 3, 'ffwd_size': 2, 'dropout': 0.25, 'objective': 'denoise', 'optim': 'adam', 'lr': 0.01,
         'momentum': 0.5, 'weight_decay': 0.1, 'grad_clip': 1.5, 'scheduler': 'cosine', 'warmup_time': 3,
         'decay_time': 50, 'max_iters': 77, 'loss_threshold': 0.5, 'seed_rules': 1, 'seed_sample': 2, 'seed_model': 3,
         'print_freq': 9, 'save_freq': 3, 'resume': 'restart', 'device': 'cpu', 'threads': 1, 'dtype': 'bfloat16',
-        'beta': 0.5, 'compile': 'off',
+        'beta': 0.5, 'compile': 'off', 'sigma': 0.25, 'filtered': 2, 'num_classes': 5, 'noise': 0.125,
+        'positions': 'rope', 'parametrisation': 'mup',
     }  # fmt: skip
-    switches = {'checkpoints': 0, 'tie_weights': 1, 'deterministic': 'yes', 'tensorboard': 'no'}
-    changes = 'b0.5_offline_all_clm_depth2_d12_heads3_ff2_tied_drop0.25_adam_lr0.01_mom0.5_wd0.1_clip1.5_cosin'
-    changes += 'e_warm3_decay50_200cb60a'  # the end is a hash of the whole
+    switches = {'checkpoints': 0, 'tie_weights': 1, 'deterministic': 'yes', 'tensorboard': 'no', 'bp_records': 1}
+    changes = 'b0.5_s0.25_k2_nc5_offline_denoise_noise0.125_bert_posrope_mup_depth2_d12_heads3_ff2_tied_drop0.25_a'
+    changes += 'dam_lr0.01_m_e8b90b18'  # the end is a hash of the whole
     outname = f'out/rhm_16L3_m4_ts256_{changes}_7'
-    expected = Config(outname=outname, **options, checkpoints=False, tie_weights=True, deterministic=True)  # type: ignore[arg-type]
+    on = dict.fromkeys(('tie_weights', 'deterministic', 'bp_records'), True)
+    expected = Config(outname=outname, **options, checkpoints=False, **on)  # type: ignore[arg-type]
     variables = {**options, **switches, 'rep': 7, 'results_dir': 'out'}
     assert asked.config(**variables) == expected
     assert asked.config(*(f'--{name}={value}' for name, value in variables.items())) == expected
-    assert options.keys() | switches.keys() | {'outname', 'num_tokens'} == expected.to_dict().keys()
+    # mask_rate has no use beside noise.
+    masked = asked.config(objective='masked', model='transformer_bert', mask_rate=0.25)
+    name = 'results/rlm_128L1_b2_ts32768_masked_hidden0.25_bert_1'
+    assert masked == Config(outname=name, objective='masked', model='transformer_bert', mask_rate=0.25)
+    assert options.keys() | switches.keys() | {'outname', 'num_tokens', 'mask_rate'} == expected.to_dict().keys()
 
 
 def test_num_tokens_follows_num_layers_unless_it_is_given(asked: Asked) -> None:
@@ -148,6 +156,14 @@ def test_an_empty_scheduler_is_a_constant_rate(asked: Asked) -> None:
         ({'results_dir': 'out/deep'}, 'out/deep/rlm_128L1_b2_ts32768_1'),
         ({'results_dir': 'my results'}, 'my results/rlm_128L1_b2_ts32768_1'),
         ({'outname': 'mine/run 1'}, 'mine/run 1'),
+        ({'objective': 'root', 'num_classes': 4, 'model': 'gru'}, 'results/rlm_128L1_b2_ts32768_nc4_root_gru_1'),
+        ({'objective': 'masked', 'model': 'fcn'}, 'results/rlm_128L1_b2_ts32768_masked_fcn_1'),
+        (
+            {'objective': 'denoise', 'model': 'transformer_bert', 'noise': 0.5, 'positions': 'none'},
+            'results/rlm_128L1_b2_ts32768_denoise_noise0.5_bert_posnone_1',
+        ),
+        ({'dataset': 'unambiguous', 'sigma': 0.5, 'filtered': 0}, 'results/unambiguous_128L1_s0.5_ts32768_k0_1'),
+        ({'parametrisation': 'mup', 'model': 'transformer_clm'}, 'results/rlm_128L1_b2_ts32768_clm_mup_1'),
     ],
 )
 def test_the_name_of_the_files_says_what_the_run_is(variables: dict[str, object], outname: str, asked: Asked) -> None:
@@ -156,24 +172,35 @@ def test_the_name_of_the_files_says_what_the_run_is(variables: dict[str, object]
 
 def test_different_commands_never_meet_in_one_file(asked: Asked) -> None:
     """Each option on its own, and in pairs; what changes only length, place or speed of a run is left out."""
-    changes: list[dict[str, object]] = [
+    changes: list[dict[str, Any]] = [
         {}, {'dataset': 'rhm'}, {'num_features': 64}, {'num_layers': 2}, {'beta': 3}, {'beta': 0.3},
         {'regime': 'offline'}, {'train_size': 99}, {'batch_size': 32}, {'accumulation': 2}, {'test_size': 9},
         {'input_format': 'onehot'}, {'input_format': 'onehot', 'whitening': 1}, {'model': 'fcn'},
         {'model': 'transformer_clm'}, {'depth': 2}, {'embedding_dim': 2}, {'embedding_dim': 32}, {'num_heads': 2},
-        {'ffwd_size': 2}, {'dropout': 0.1}, {'tie_weights': 1}, {'optim': 'adam'}, {'lr': 2}, {'lr': 0.2},
+        {'ffwd_size': 2}, {'dropout': 0.1}, {'tie_weights': True}, {'optim': 'adam'}, {'lr': 2}, {'lr': 0.2},
         {'momentum': 0}, {'weight_decay': 0.1}, {'grad_clip': 1}, {'scheduler': 'none'}, {'scheduler': 'cosine'},
         {'warmup_time': 2}, {'decay_time': 2}, {'loss_threshold': 0}, {'seed_rules': 2}, {'seed_sample': 2},
-        {'seed_model': 2}, {'print_freq': 2}, {'save_freq': 3}, {'checkpoints': 0}, {'dtype': 'bfloat16'},
-        {'deterministic': 1}, {'rep': 2}, {'num_layers': 2, 'num_tokens': 2}, {'num_layers': 2, 'num_tokens': 3},
+        {'seed_model': 2}, {'print_freq': 2}, {'save_freq': 3}, {'checkpoints': False}, {'dtype': 'bfloat16'},
+        {'deterministic': True}, {'rep': 2}, {'num_layers': 2, 'num_tokens': 2}, {'num_layers': 2, 'num_tokens': 3},
+        {'dataset': 'unambiguous'}, {'sigma': 0.5}, {'filtered': 0}, {'filtered': 1}, {'num_classes': 1},
+        {'num_classes': 2}, {'model': 'cnn'}, {'model': 'lcn'}, {'model': 'gru'}, {'model': 'transformer_bert'},
+        {'objective': 'root'}, {'objective': 'masked', 'model': 'fcn'}, {'objective': 'denoise', 'model': 'fcn'},
+        {'objective': 'masked', 'model': 'fcn', 'mask_rate': 0.5}, {'positions': 'rope'}, {'positions': 'none'},
+        {'objective': 'denoise', 'model': 'fcn', 'noise': 0.5}, {'parametrisation': 'mup'}, {'ffwd_size': 0},
+        {'objective': 'all', 'model': 'gru'}, {'bp_records': True},
     ]  # fmt: skip
-    names: dict[str, dict[str, object]] = {}
+    names: dict[str, dict[str, Any]] = {}
     for first, second in itertools.combinations_with_replacement(changes, 2):
-        with contextlib.suppress(SystemExit):  # options that cannot be combined
-            config = asked.config(**{**first, **second})
-            options = {**config.to_dict(), 'outname': '', 'rep': (first | second).get('rep', 1)}
-            assert names.setdefault(config.outname, options) == options, (first, second)
-    assert len(names) > 700
+        options = {'rep': 1, **first, **second}
+        rep = str(options.pop('rep'))
+        with contextlib.suppress(ValueError):  # options that cannot be combined
+            config = Config(outname='run', **options)
+            name = run_name(config, rep)
+            assert names.setdefault(name, {**config.to_dict(), 'rep': rep}) == {**config.to_dict(), 'rep': rep}
+            if first is second:
+                given = {key: int(value) if isinstance(value, bool) else value for key, value in first.items()}
+                assert asked.config(**given) == replace(config, outname=f'results/{name}')
+    assert len(names) > 1500
 
 
 def test_a_run_of_the_first_version_is_found_under_its_name(
@@ -324,6 +351,17 @@ def test_a_sweep_takes_ranges_switches_depths_and_seeds(asked: Asked) -> None:
         ({'num_tokens': '2 4', 'beta': '1 2', 'num_layers': 2}, 'results/rlm_128L2_ts32768_1_over_beta_num_tokens'),
         ({'tie_weights': '0 1', 'lr': '1 2'}, 'results/rlm_128L1_b2_ts32768_1_over_lr_tie_weights'),
         ({'depth': '1 2', 'outname': 'mine/sweep'}, 'mine/sweep'),
+        (
+            {'objective': 'masked', 'model': 'fcn', 'mask_rate': '0.25 0.5'},
+            'results/rlm_128L1_b2_ts32768_masked_fcn_1_over_mask_rate',
+        ),
+        (
+            {'objective': 'denoise', 'model': 'fcn', 'noise': '0.1..0.9:3'},
+            'results/rlm_128L1_b2_ts32768_denoise_fcn_1_over_noise',
+        ),
+        ({'objective': 'root', 'num_classes': '2 4'}, 'results/rlm_128L1_b2_ts32768_root_1_over_num_classes'),
+        ({'objective': 'last root', 'num_layers': 2}, 'results/rlm_128L2_b2_ts32768_1_over_objective'),
+        ({'dataset': 'unambiguous', 'sigma': '0 1'}, 'results/unambiguous_128L1_ts32768_1_over_sigma'),
     ],
 )
 def test_the_folder_of_a_sweep_says_what_its_runs_share_and_what_varies(
