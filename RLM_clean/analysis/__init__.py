@@ -1,5 +1,18 @@
-"""Analysis of trained models: predictions, filtered predictors, probes, samples, counts, learners that count."""
+"""Analysis of trained models: predictions, filtered predictors, probes, interventions, samples, learners that count."""
 
-from RLM_clean.analysis import baselines, counting, filtering, generation, predictions, probes
+from RLM_clean.analysis import (
+    baselines,
+    counterfactuals,
+    counting,
+    filtering,
+    generation,
+    interventions,
+    layers,
+    predictions,
+    probes,
+)
 
-__all__ = ['baselines', 'counting', 'filtering', 'generation', 'predictions', 'probes']
+__all__ = [
+    'baselines', 'counterfactuals', 'counting', 'filtering', 'generation', 'interventions', 'layers', 'predictions',
+    'probes',
+]  # fmt: skip

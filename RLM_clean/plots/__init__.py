@@ -20,6 +20,7 @@ from RLM_clean.plots.models import (
     probe_curves,
     window_curves,
 )
+from RLM_clean.plots.nodes import interchange_curves, node_probes, steering_changes, steering_effects
 from RLM_clean.plots.rules import language_name, ranked_rules, rule_entropies, rule_maps, rule_participation
 from RLM_clean.plots.runs import excess_curve, floor_lines, learning_curve, run_title, save_learning_curve
 from RLM_clean.plots.style import BLUE, GREEN, GREY, ORANGE, panels
@@ -28,9 +29,10 @@ from RLM_clean.plots.trees import ambiguity_by_level, posterior_tree, token_stri
 
 __all__ = [
     'BLUE', 'GREEN', 'GREY', 'ORANGE', 'ambiguity_by_level', 'ancestor_curves', 'attention_maps', 'compare',
-    'deviations', 'entropies', 'excess_curve', 'excess_map', 'film', 'filtered_curves', 'floor_lines', 'generation_scores',
-    'information_decay', 'ladder', 'language_name', 'learning_curve', 'pair_frequencies', 'panels', 'path_decay',
-    'plot_sweep', 'posterior_tree', 'probe_curves', 'ranked_rules', 'rule_entropies', 'rule_maps',
-    'rule_participation', 'run_title', 'save_learning_curve', 'save_sweep', 'slider', 'token_frequencies',
-    'token_strips', 'tree', 'window_curves',
+    'deviations', 'entropies', 'excess_curve', 'excess_map', 'film', 'filtered_curves', 'floor_lines',
+    'generation_scores', 'information_decay', 'interchange_curves', 'ladder', 'language_name', 'learning_curve',
+    'node_probes', 'pair_frequencies', 'panels', 'path_decay', 'plot_sweep', 'posterior_tree', 'probe_curves',
+    'ranked_rules', 'rule_entropies', 'rule_maps', 'rule_participation', 'run_title', 'save_learning_curve',
+    'save_sweep', 'slider', 'steering_changes', 'steering_effects', 'token_frequencies', 'token_strips', 'tree',
+    'window_curves',
 ]  # fmt: skip

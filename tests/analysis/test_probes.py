@@ -1,20 +1,26 @@
-"""Probes find what is planted and nothing else; attention maps are the ones that the model uses."""
+"""Probes find what is planted and nothing else: the ancestors of x_n, and every node of the tree."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
-from analysed import Best, run_of
+from analysed import run_of
+from brute_force import all_trees
 from torch import Tensor
 
 from RLM_clean.analysis import probes
-from RLM_clean.analysis.probes import activations, attention_weights, fit_probe, probe_ancestors
+from RLM_clean.analysis.probes import (
+    NodeProbes,
+    evidence_posteriors,
+    fit_probe,
+    node_evidence,
+    probe_ancestors,
+    probe_nodes,
+)
 from RLM_clean.datasets import RHM, RLM
 from RLM_clean.exact.inference import ancestor_posteriors, next_token_probs
-from RLM_clean.models.transformer import CLM, Block
 from RLM_clean.streams import seeded_generator
 
 TRANSFORMER = {'depth': 2, 'num_heads': 2}
@@ -30,80 +36,6 @@ KINDS: list[dict[str, Any]] = [
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=seeded_generator(seed), dtype=torch.float64)
-
-
-# ---------------------------------------------------------------------- inside a model
-
-
-@pytest.mark.parametrize('options', KINDS)
-def test_activations_of_the_last_layer_are_what_the_head_reads(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = run_of(RLM(v=5, L=2, beta=1.0), **options)
-    model: Any = run.model()
-    inputs = run.rlm.sequences(0, 30)[:, -1 - run.config.context_size : -1]
-    found = activations(run, model, inputs)
-    last = list(found.values())[-1]
-    logits = model.head(last if options.get('model') == 'fcn' else model.norm(last))
-    expected = run.logits(model, inputs)
-    torch.testing.assert_close(logits, expected[:, -1] if expected.dim() == 3 else expected, rtol=0, atol=1e-5)
-    layers = ['layer 1', 'layer 2'] if options.get('model') == 'fcn' else ['embeddings', 'block 1', 'block 2']
-    assert list(found) == layers[: len(found)] and len(found) == run.config.depth + (options.get('model') != 'fcn')
-    monkeypatch.setattr(probes, '_TOKENS_PER_PASS', 10)
-    for whole, parts in zip(found.values(), activations(run, model, inputs).values(), strict=True):
-        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize('options', KINDS[:4])
-def test_attention_weights_give_the_output_of_the_blocks(options: dict[str, Any]) -> None:
-    run = run_of(RLM(v=5, L=3, beta=1.0), **options)
-    model = run.model()
-    assert isinstance(model, CLM)
-    inputs = run.rlm.sequences(0, 6)[:, -1 - run.config.context_size : -1]
-    T = inputs.shape[1]
-    maps = attention_weights(run, model, inputs)
-    assert maps.shape == (2, 6, 2, T, T) and (maps >= 0).all()
-    torch.testing.assert_close(maps.sum(-1), torch.ones(2, 6, 2, T), rtol=0, atol=1e-6)
-    assert not maps.triu(1).any()
-    x = model.embed(probes._model_inputs(run, inputs))
-    for block, weights in zip(model.blocks, maps, strict=True):
-        assert isinstance(block, Block)
-        values = block.attention.qkv(block.norm_1(x))[..., 2 * x.shape[-1] :].unflatten(-1, (2, -1))
-        mixed = torch.einsum('rhij,rjhd->rihd', weights, values).flatten(2)
-        mine = block._feed_forward(x + block.attention.proj(mixed))
-        x, _ = block(x)
-        torch.testing.assert_close(mine, x, rtol=0, atol=1e-5)
-
-
-def test_an_attention_weight_is_the_softmax_of_scaled_products() -> None:
-    run = run_of(RLM(v=5, L=2, beta=1.0), num_heads=2)
-    model: Any = run.model()
-    inputs = torch.tensor([[3, 0, 4]])
-    d, head = 8, 1
-    block = model.blocks[0]
-    rows = block.norm_1(model.tokens.weight[inputs[0]] + model.positions.weight)
-    matrix, offset = block.attention.qkv.weight, block.attention.qkv.bias
-    q = (matrix[:d] @ rows[2] + offset[:d])[4 * head : 4 * head + 4]
-    keys = [(matrix[d : 2 * d] @ row + offset[d : 2 * d])[4 * head : 4 * head + 4] for row in rows]
-    scores = [math.exp((q @ key).item() / math.sqrt(4)) for key in keys]
-    found = attention_weights(run, model, inputs)[0, 0, head, 2].tolist()
-    assert found == pytest.approx([score / sum(scores) for score in scores], abs=1e-6)
-
-
-def test_a_fully_connected_network_has_no_attention() -> None:
-    run = run_of(RLM(v=5, L=2, beta=1.0), model='fcn')
-    with pytest.raises(ValueError, match="model='fcn' has no known attention: use transformer_mlm or"):
-        attention_weights(run, run.model(), torch.zeros(1, 3, dtype=torch.int64))
-
-
-def test_a_registered_model_is_an_error_with_a_remedy() -> None:
-    """Its layers are not known here."""
-    grammar = RLM(v=5, L=2, beta=1.0)
-    run = run_of(grammar, Best(grammar))
-    with pytest.raises(ValueError, match=r'the layers of model=.* are not known: use .* or probes\.fit_probe on'):
-        probe_ancestors(run, num_train=20, num_test=20)
-    with pytest.raises(ValueError, match='has no known attention'):
-        attention_weights(run, run.model(), torch.zeros(1, 3, dtype=torch.int64))
 
 
 # ---------------------------------------------------------------------- a linear probe
@@ -180,7 +112,8 @@ def test_probes_find_ancestors_where_they_are_planted_and_nowhere_else(monkeypat
     untrained, trained = object(), run.model()
     monkeypatch.setattr(probes, 'model_at', lambda run, step: trained if step else untrained)
 
-    def planted(run: Any, model: Any, inputs: Tensor) -> dict[str, Tensor]:
+    def planted(run: Any, model: Any, inputs: Tensor, position: int) -> dict[str, Tensor]:
+        assert position == -1
         exact = probes._posteriors(run, inputs).log().flatten(1)
         noise = normal(*exact.shape, seed=len(inputs))
         return {'noise': noise, 'planted': exact if model is trained else noise}
@@ -236,3 +169,137 @@ def test_embeddings_hold_no_more_than_the_last_token() -> None:
     found = probe_ancestors(run, l2=1e-6)
     below = found.windows[1] - found.divergence['trained'][0]
     assert (below < 3 * found.error['trained'][0]).all() and (below > -0.03).all()
+
+
+# ---------------------------------------------------------------------- every node
+
+TASKS: dict[str, dict[str, Any]] = {
+    'last': {},
+    'window': {'num_tokens': 3},
+    'all': {'model': 'transformer_clm', 'objective': 'all'},
+    'root': {'model': 'transformer_bert', 'objective': 'root'},
+    'masked': {'model': 'transformer_bert', 'objective': 'masked'},
+    'denoise': {'model': 'transformer_bert', 'objective': 'denoise', 'noise': 0.3},
+    'denoise drawn': {'model': 'transformer_bert', 'objective': 'denoise'},
+}
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_the_posteriors_of_nodes_are_those_given_what_the_model_sees(task: str) -> None:
+    """Against the enumeration of all trees: P(node = a | inputs) from the likelihood of the inputs given each tree."""
+    grammar = RLM(v=3, L=2, beta=1.5)
+    run = run_of(grammar, **TASKS[task])
+    inputs = run.task.batches(grammar, run.config.window, 0, 1, 12)[0][0]
+    levels, probs = all_trees(grammar)
+    leaves = levels[-1]
+
+    def likelihood(row: Tensor) -> Tensor:
+        """P(inputs | tree), `(trees,)`."""
+        if run.config.objective in ('last', 'all'):
+            return (leaves[:, 3 - len(row) : 3] == row).all(1).double()
+        if run.config.objective == 'masked':
+            return ((leaves == row) | (row == 3)).all(1).double()
+        noises = {'root': [0.0], 'denoise': [0.3], 'denoise drawn': [(2 * i + 1) / 16 for i in range(8)]}[task]
+        terms = [((1 - e) * (leaves == row).double() + e / 3).prod(1) for e in noises]
+        return torch.stack(terms).mean(0)
+
+    found = evidence_posteriors(run, inputs)
+    for r, row in enumerate(inputs):
+        weights = probs * likelihood(row)
+        for l, level in enumerate(levels):
+            for i in range(2**l):
+                expected = torch.zeros(3, dtype=torch.float64).index_add(0, level[:, i], weights) / weights.sum()
+                torch.testing.assert_close(found[l][r, i], expected, rtol=0, atol=1e-12)
+
+
+def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations at three positions: noise at the first and the last, the exact log posteriors at the middle one."""
+
+    def planted(run: Any, model: Any, inputs: Tensor, position: int | None = -1) -> dict[str, Tensor]:
+        exact = torch.cat(evidence_posteriors(run, inputs), 1).clamp(min=1e-6).log().flatten(1)
+        noise = normal(*exact.shape, seed=len(inputs))
+        everywhere = torch.stack((noise, exact, noise), 1)
+        return {'planted': everywhere if position is None else everywhere[:, position]}
+
+    monkeypatch.setattr(probes, 'activations', planted)
+
+
+def test_probes_of_all_nodes_find_what_is_planted_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    run = run_of(RLM(v=3, L=2, beta=1.5))
+    sizes: dict[str, Any] = {'num_train': 500, 'num_test': 400, 'l2': 1e-6}
+    known = probe_nodes(run, position=1, **sizes)
+    assert known.nodes == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (2, 3)] and known.layers == ['planted']
+    assert (known.divergence['trained'] < 2e-3).all() and (known.fraction() > 0.98).all()
+    assert (known.best_accuracy - known.accuracy['trained'] < 5e-3).all()
+    found = probe_nodes(run, position='best', **sizes)
+    assert torch.equal(found.divergence['trained'], known.divergence['trained'])
+    assert (found.positions['trained'] == 1).all() and (known.positions['trained'] == 1).all()
+    nothing = probe_nodes(run, **sizes)
+    assert (nothing.fraction() < 0.05).all() and (nothing.positions['trained'] == 2).all()
+
+
+def test_a_probe_of_shuffled_targets_reaches_the_marginal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the information is allowed, for the fit to 2000 contexts and the mean of 600; the seed is fixed."""
+    plant(monkeypatch)
+    found = probe_nodes(run_of(RLM(v=3, L=2, beta=1.5)), position=1, num_train=2000, num_test=600)
+    assert (found.fraction('shuffled').abs() < 0.1).all()
+    assert (found.fraction('trained') > 0.95).all()
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_probes_of_nodes_are_bounded_by_exact_inference_for_every_task(task: str) -> None:
+    run = run_of(RLM(v=4, L=2, beta=2.0), **TASKS[task])
+    state = torch.get_rng_state()
+    found = probe_nodes(run, num_train=100, num_test=60)
+    assert torch.equal(torch.get_rng_state(), state)
+    levels = evidence_posteriors(run, run.task.batches(run.rlm, run.config.window, 0, 1, 60, 'test')[0][0])
+    exact = torch.cat(levels, 1)
+    torch.testing.assert_close(found.entropy, torch.special.entr(exact).sum(-1).mean(0), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.best_accuracy, exact.amax(-1).mean(0), rtol=0, atol=1e-12)
+    for condition in ('trained', 'untrained', 'shuffled'):
+        assert found.accuracy[condition].shape == found.error[condition].shape == (len(found.layers), 7)
+        assert (found.accuracy[condition] <= found.best_accuracy + 1e-12).all()
+        assert (found.divergence[condition] > -1e-12).all()
+
+
+def test_the_information_is_that_of_the_language() -> None:
+    """E KL(posterior || marginal) over all contexts is the mutual information of the enumerated trees.
+
+    The mean of 4000 contexts has a spread: three of its standard errors are allowed, a false alarm of 3e-3 for each of
+    7 nodes, seed fixed.
+    """
+    grammar = RLM(v=3, L=2, beta=1.5)
+    found = probe_nodes(run_of(grammar), num_train=20, num_test=4000)
+    levels, probs = all_trees(grammar)
+    context = (levels[-1][:, :3] * torch.tensor([9, 3, 1])).sum(1)
+    contexts = grammar.sequences(0, 4000, 'test')[:, :3]
+    for j, (l, i) in enumerate(found.nodes):
+        table = torch.zeros(27, 3, dtype=torch.float64)
+        table.index_put_((context, levels[l][:, i]), probs, accumulate=True)
+        product = table.sum(1, keepdim=True) * table.sum(0)
+        per_context = (table * (table / product).log()).where(table > 0, 0.0).sum(1) / table.sum(1)
+        sampled = per_context[(contexts * torch.tensor([9, 3, 1])).sum(1)]
+        assert found.information[j].item() == pytest.approx(sampled.mean().item(), abs=1e-12)
+        assert abs(found.information[j] - per_context @ table.sum(1)) < 3 * sampled.std() / 4000**0.5 + 1e-12
+
+
+def test_a_node_of_which_nothing_is_seen_has_no_fraction() -> None:
+    values = {name: torch.tensor([[0.0, 0.5]]) for name in ('trained', 'untrained', 'shuffled')}
+    found = NodeProbes(['layer 1'], [(0, 0), (1, 0)], values, values, values, values['trained'][0],
+                       values['trained'][0], torch.tensor([0.0, 2.0]), values)  # fmt: skip
+    fraction = found.fraction()[0]
+    assert fraction[0].isnan() and fraction[1] == 0.75
+
+
+def test_evidence_marks_what_is_not_seen() -> None:
+    run = run_of(RLM(v=4, L=2, beta=2.0), num_tokens=3)
+    assert node_evidence(run, torch.tensor([[2, 1]])).tolist() == [[-1, 2, 1, -1]]
+
+
+def test_positions_that_there_are_not_are_an_error_with_a_remedy() -> None:
+    run = run_of(RLM(v=4, L=2, beta=2.0))
+    with pytest.raises(ValueError, match="position='mean' is unknown: use a number, or 'best'"):
+        probe_nodes(run, position='mean')
+    with pytest.raises(ValueError, match='position=3 is outside a context of 3 tokens'):
+        probe_nodes(run, position=3, num_train=20, num_test=20)

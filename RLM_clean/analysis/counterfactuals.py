@@ -1,0 +1,78 @@
+"""Exact counterfactuals: what the best prediction of x_n would be if a hidden symbol of the tree were another one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from RLM_clean.datasets import FilteredGrammar, TreeGrammar
+from RLM_clean.exact.inference import node_posteriors
+from RLM_clean.exact.propagation import given_left, in_chunks, normalised, seen_leaves, tree_levels, upward
+
+Node = tuple[int, int]
+
+
+def counterfactual_probs(grammar: TreeGrammar, inputs: Tensor, node: Node, symbols: Tensor) -> Tensor:
+    """The best prediction of x_n if a node of the tree had another symbol: `(N, v)` float64.
+
+    For node i of level l, `node = (l, i)`, and `symbols (N,)`, the symbol b of each context,
+
+        P(x_n | node = b, seen tokens),
+
+    where the tokens below the node are left out unless x_n is below it as well: they are what says that the symbol is
+    another one. In terms of messages, one-hot at b takes the place of the upward message of the node. `inputs (N, k)`
+    are the k tokens before x_n, 1 <= k <= n - 1.
+
+    Raises ValueError for a node that there is not, for x_n itself, for symbols beside which no x_n is possible, and for
+    filtered languages.
+    """
+    evidence, one_hot = _evidence(grammar, inputs, node), torch.nn.functional.one_hot(symbols, grammar.v).double()
+    (level, place), levels = node, tree_levels(grammar, 0, inputs.device)
+    prior = grammar.prior.to(inputs.device)
+
+    def predict(rows: slice) -> list[Tensor]:
+        messages, _ = upward(levels, seen_leaves(_likelihoods(evidence[rows], grammar.v)))
+        message, l, i = one_hot[rows], level, place
+        while l and i < 2**l - 2:  # up to the left sibling of a node above x_n
+            sibling = messages[l].values[i ^ 1]
+            left, right = (sibling, message) if i & 1 else (message, sibling)
+            l, i = l - 1, i // 2
+            message = normalised(torch.einsum('abc,rb,rc->ra', levels[l].T, left, right))[0]
+        above = i == 2**l - 1
+        alpha, start = (message, l) if above else (prior.expand(len(message), -1), 0)
+        for depth in range(start, grammar.L):
+            left = message if not above and depth + 1 == l else messages[depth + 1].values[-2]
+            alpha = normalised(torch.einsum('ra,rac->rc', alpha, given_left(levels[depth], left)))[0]
+        if not (alpha.sum(1) > 0).all():
+            raise ValueError(f'symbols of node={node} are impossible beside the seen tokens: draw them from node_law')
+        return [alpha]
+
+    return in_chunks(predict, evidence, grammar.v, 4 * 2**grammar.L * grammar.v + grammar.v**2)[0]
+
+
+def node_law(grammar: TreeGrammar, inputs: Tensor, node: Node) -> Tensor:
+    """`P(node = b | seen tokens)`, those below the node left out unless x_n is below it as well: `(N, v)` float64.
+
+    These are the symbols that the rest of the sequence allows, for `counterfactual_probs`, with errors as there.
+    """
+    return node_posteriors(grammar, _evidence(grammar, inputs, node))[node[0]][:, node[1]]
+
+
+def _evidence(grammar: TreeGrammar, inputs: Tensor, node: Node) -> Tensor:
+    """What is seen beside the node, as tokens at the leaves `(N, n)`, -1 where nothing is."""
+    (level, place), n = node, 2**grammar.L
+    if isinstance(grammar, FilteredGrammar):
+        raise ValueError('a filtered language has no symbols between its root and its heads: use its `.original`')
+    if not (0 <= level <= grammar.L and 0 <= place < 2**level) or node == (grammar.L, n - 1):
+        raise ValueError(f'node={node} is not a node beside x_n: use (l, i) with l from 0 to {grammar.L}, i < 2^l')
+    evidence = torch.full((len(inputs), n), -1, dtype=torch.int64, device=inputs.device)
+    evidence[:, n - 1 - inputs.shape[1] : n - 1] = inputs
+    if place < 2**level - 1:
+        width = n >> level
+        evidence[:, place * width : (place + 1) * width] = -1
+    return evidence
+
+
+def _likelihoods(evidence: Tensor, v: int) -> Tensor:
+    one_hot = torch.nn.functional.one_hot(evidence.clamp(min=0), v).double()
+    return one_hot.where(evidence[..., None] >= 0, 1.0)
