@@ -14,7 +14,7 @@ by the product rule of the logarithm, with `u_left`, `s_left` those of the left 
 The sub-trees below a, given a and the evidence, have the probabilities w / u[a], hence the entropy `ln u[a] - s[a] /
 u[a]`. This is the expectation semiring of Z. Li and J. Eisner, First- and second-order expectation semirings with
 applications to minimum-risk training on translation forests, EMNLP 2009. It takes four contractions of v^3 a node with
-two dense children, with T and with T ln T, and no tensor of more than v numbers a node and sequence.
+two dense children, and no array of more than v numbers a node and sequence. T ln T is a second copy of the rules.
 
 `inference` checks the arguments and calls these functions: tokens are int64, -1 for an unknown leaf, and likelihoods
 have sum one at each leaf.

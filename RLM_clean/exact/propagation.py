@@ -10,8 +10,8 @@ and an outside message, the probability of its symbol together with what is obse
     alpha_root = prior,   alpha_right[c] = sum_ab alpha[a] u_left[b] T[a, b, c],   alpha_left likewise.
 
 Their product is the posterior of the symbol. Rows sum to one, so a sub-tree in which nothing is seen keeps the message
-of all ones: it is never computed. Messages are normalised at every node, which excludes underflow with depth; a
-product of probabilities of one node below the smallest double, about 1e-308, counts as zero.
+of all ones: beyond the seen leaves it is never computed. Messages are normalised at every node, which excludes
+underflow with depth; a product of probabilities of one node below the smallest double, about 1e-308, counts as zero.
 
 The leaves of which something may be known are neighbours, so the nodes of a level that have something seen below them
 are neighbours too: their messages are one tensor, and go through the rules of the level together. Few long sequences
@@ -22,9 +22,9 @@ its root is that of a node on the right edge of the tree.
 Cost of a sequence: two dense messages meet in a contraction of v^3; a pair of tokens, known or not, a one-hot message,
 an unseen side, and an outside message that no observation has touched yet (the same for all sequences) take O(v^2) or
 less. So the posteriors of all nodes, given likelihoods at n leaves, take 3 n - 5 contractions: n - 1 upwards, and two
-downwards from each inner node but the root. Given tokens they take those of half as many leaves. Memory: beside twice
-the results and the rules in float64, at most four arrays of 2^24 numbers, 0.5 GB, on a CPU (2^28 on a GPU), or what a
-single sequence needs, v numbers for each of its leaves, whatever the number of sequences.
+downwards from each inner node but the root. Given tokens they take those of half as many leaves. Memory: beside a copy
+of the evidence, twice the results and the rules in float64, at most four arrays of 2^24 numbers, 0.5 GB, on a CPU (2^28
+on a GPU), or what a single sequence needs, v numbers for each of its leaves, whatever the number of sequences.
 
 J. Pearl, Probabilistic Reasoning in Intelligent Systems, Morgan Kaufmann 1988; for grammars, the inside-outside
 algorithm of J. K. Baker, Trainable grammars for speech recognition, J. Acoust. Soc. Am. 65, S132 (1979).
