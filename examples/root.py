@@ -7,7 +7,8 @@ n_c the number of classes (the symbols that a root can have), m the number of pr
 of the tree. Prints P*, the size of the training set at which the error is 10% of chance, beside n_c m^L, and draws the
 curves against P and against P / (n_c m^L).
 
-The runs are a sweep: after an interruption, the same command continues. `--quick` trains small networks in seconds.
+The runs are a sweep, which takes ten minutes on two cores; after an interruption, the same command continues. `--quick`
+trains small networks in seconds.
 """
 
 from __future__ import annotations
@@ -136,8 +137,8 @@ def figure(tasks: Sequence[Task], P: Array, errors: Array, left: Axes, right: Ax
     """
     for task, row, values, color in zip(tasks, P, errors / errors_of_chance(tasks), style.MORE, strict=False):
         mean, error = values.mean(1), values.std(1, ddof=1) / math.sqrt(values.shape[1])
-        left.errorbar(row, mean, error, fmt='.-', color=color, label=str(task))
-        right.errorbar(row / task.scale, mean, error, fmt='.-', color=color)
+        left.errorbar(row, mean, error, fmt='.-', color=color)
+        right.errorbar(row / task.scale, mean, error, fmt='.-', color=color, label=str(task))
     for axes, label in ((left, 'P, sequences in the training set'), (right, 'P / (n_c m^L)')):
         axes.axhline(FRACTION, color=style.GREY, lw=1, ls=':')
         axes.set_xscale('log')
@@ -146,7 +147,7 @@ def figure(tasks: Sequence[Task], P: Array, errors: Array, left: Axes, right: Ax
         axes.set_ylabel('test error / chance')
     left.set_title('against the size of the training set')
     right.set_title('against this size over n_c m^L')
-    left.legend(fontsize=8)
+    right.legend(fontsize=8, loc='upper right')
 
 
 def errors_of_chance(tasks: Sequence[Task]) -> Array:
@@ -155,19 +156,22 @@ def errors_of_chance(tasks: Sequence[Task]) -> Array:
 
 
 def table(tasks: Sequence[Task], P: Array, errors: Array) -> str:
-    """P* beside n_c m^L, a line a task; then the spread of their ratio, and the exponent of a power law."""
+    """P* beside n_c m^L, a line a task; then the means of their ratio, and the exponent of a power law."""
     lines = [f'{"":34}{"n_c m^L":>8}{"P*":>8}{"+-":>6}{"ratio":>8}{"+-":>6}']
     found = np.array([examples_needed(*row) for row in zip(tasks, P, errors, strict=True)])
     for task, (needed, error) in zip(tasks, found, strict=True):
         ratios = f'{needed / task.scale:8.2f}{error / task.scale:6.2f}'
         numbers = f'{needed:8.0f}{error:6.0f}{ratios}' if math.isfinite(needed) else f'{"not reached":>14}'
         lines.append(f'{task!s:34}{task.scale:8}{numbers}')
-    reached = np.isfinite(found[:, 0])
-    if reached.sum() > 2:
-        x, y = np.log([task.scale for task in tasks])[reached], np.log(found[reached, 0])
-        (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
+    reached = [task for task, needed in zip(tasks, found[:, 0], strict=True) if math.isfinite(needed)]
+    if len(reached) > 2:
+        x, y = np.log([task.scale for task in reached]), np.log(found[np.isfinite(found[:, 0]), 0])
+        depths = np.array([task.L for task in reached])
+        means = [f'{math.exp((y - x)[depths == L].mean()):.2f} for L = {L}' for L in sorted(set(depths))]
         mean, spread = (y - x).mean(), (y - x).std(ddof=1)
         lines.append(f'P* / (n_c m^L): geometric mean {math.exp(mean):.2f}, spread of its logarithm {spread:.2f}')
+        lines.append(f'geometric means at each depth: {", ".join(means)}')
+        (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
         lines.append(f'P* ~ (n_c m^L)^g: g = {slope:.2f} +- {math.sqrt(covariance[0, 0]):.2f}')
     return '\n'.join(lines)
 

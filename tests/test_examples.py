@@ -128,11 +128,12 @@ def test_the_table_of_the_root_has_the_law_of_a_family_that_obeys_it() -> None:
     tasks = (root.Task(8, 8, 4, 2), root.Task(8, 8, 4, 3), root.Task(8, 2, 4, 3), root.Task(8, 8, 8, 3))
     P = np.array([root.sizes(task, (1, 2, 4, 8)) for task in tasks])
     errors = np.stack([np.array([[1.0], [0.2], [0.0], [0.0]]) * task.chance * np.ones(3) for task in tasks])
-    *rows, ratio, law = root.table(tasks, P, errors).splitlines()[1:]
+    *rows, ratio, depths, law = root.table(tasks, P, errors).splitlines()[1:]
     expected = 2 ** (1 + (0.2 - 0.1) / 0.2)
     for task, row in zip(tasks, rows, strict=True):
         assert row[34:].split() == [str(task.scale), f'{expected * task.scale:.0f}', '0', f'{expected:.2f}', '0.00']
     assert ratio == f'P* / (n_c m^L): geometric mean {expected:.2f}, spread of its logarithm 0.00'
+    assert depths == f'geometric means at each depth: {expected:.2f} for L = 2, {expected:.2f} for L = 3'
     assert law == 'P* ~ (n_c m^L)^g: g = 1.00 +- 0.00'
 
 
