@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from RLM_clean.models.layers import INITIAL_LOGIT_STD, Embedding, Linear
+from RLM_clean.models.layers import INITIAL_LOGIT_STD, Embedding, Linear, check_length
 from RLM_clean.streams import seeded_generator
 
 
@@ -100,9 +100,7 @@ class GRU(nn.Module):
 
     def states(self, inputs: Tensor) -> Tensor:
         """The states `(B, T, d)` of the last layer after each token."""
-        length = inputs.shape[1]
-        if length > self.block_size:
-            raise ValueError(f'a sequence of {length} tokens is longer than block_size={self.block_size}: shorten it')
+        check_length(inputs.shape[1], self.block_size)
         x = inputs @ self.tokens.weight if inputs.is_floating_point() else self.tokens(inputs)
         for layer in self.layers:
             x = layer(x)

@@ -67,13 +67,6 @@ def num_parameters(model: nn.Module) -> int:
     return sum(math.prod(p.shape) for p in model.parameters())
 
 
-def one_hot_rows(inputs: Tensor, v: int, dtype: torch.dtype) -> Tensor:
-    """Token indices `(B, T)` as one-hot rows `(B, T, v)`; rows `(B, T, v)` as they are."""
-    if inputs.is_floating_point():
-        return inputs
-    return (inputs[..., None] == torch.arange(v, device=inputs.device)).to(dtype)
-
-
 def check_length(T: int, block_size: int) -> None:
     """Raises ValueError for a sequence of more than block_size tokens."""
     if block_size < T:
