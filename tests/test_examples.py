@@ -21,7 +21,7 @@ from examples import entropy_against_beta, mup, root, staircase, tree
 from RLM_clean import sweep
 from RLM_clean.datasets import RHM, RLM
 from RLM_clean.exact import entropies, inference, theory
-from RLM_clean.plots import panels
+from RLM_clean.plots import panels, style
 from RLM_clean.runs import load_run
 
 EXAMPLES = sorted(path.stem for path in (ROOT / 'examples').glob('*.py') if path.stem != '__init__')
@@ -121,6 +121,22 @@ def test_the_examples_needed_are_those_of_a_curve_that_is_known() -> None:
     assert error == pytest.approx(c.std(ddof=1) / 2 * math.log(80 / 7), rel=0.1)
     assert math.isnan(root.crossing(P, np.ones(400), 0.5))
     assert root.crossing(np.array([1.0, 4.0]), np.array([0.8, 0.4]), 0.6) == pytest.approx(2)
+
+
+def test_the_figure_of_the_root_draws_errors_over_those_of_chance_against_both_sizes() -> None:
+    P = np.array([root.sizes(task, root.RATIOS) for task in root.TASKS])
+    errors = np.random.default_rng(0).uniform(0, 0.5, size=(*P.shape, 4))
+    axes = style.panels(1, 2, size=(11, 4.4))
+    root.figure(root.TASKS, P, errors, *axes)
+    assert_readable(axes[0].figure)
+    assert [text.get_text() for text in axes[1].get_legend().get_texts()] == [str(task) for task in root.TASKS]
+    for i, task in enumerate(root.TASKS):
+        expected = errors[i].mean(1) / (1 - 1 / task.num_classes)
+        for panel, unit in zip(axes, (1, task.num_classes * task.m**task.L), strict=True):
+            line, _, (bars,) = panel.containers[i]
+            np.testing.assert_allclose(line.get_xydata(), np.stack((P[i] / unit, expected), 1))
+            heights = [bar[1, 1] - bar[0, 1] for bar in bars.get_segments()]
+            np.testing.assert_allclose(heights, errors[i].std(1, ddof=1) / (1 - 1 / task.num_classes))  # 2 / sqrt(4)
 
 
 def test_the_table_of_the_root_has_the_law_of_a_family_that_obeys_it() -> None:
