@@ -554,6 +554,16 @@ def test_a_batch_is_a_slice_of_several_and_of_the_stream(
             assert torch.equal(x, inputs[i]) and torch.equal(y, targets[i])
 
 
+@given(step=st.integers(0, 10**5), num_steps=st.integers(1, 6), batch_size=st.integers(1, 30))
+@examples
+def test_the_roots_of_batches_are_those_of_their_trees(rlm: RLM, step: int, num_steps: int, batch_size: int) -> None:
+    for stream in ('train', 'test'):
+        roots = rlm.root_batches(step, num_steps, batch_size, stream)
+        assert roots.dtype == torch.int64 and roots.shape == (num_steps, batch_size)
+        trees = rlm.trees(step * batch_size, num_steps * batch_size, stream)
+        assert torch.equal(roots.flatten(), trees[0].flatten())
+
+
 @pytest.mark.parametrize('num_data', [None, 10])
 @pytest.mark.parametrize('depth', [None, 2])
 def test_the_call_number_t_of_sample_batch_is_batch_t(num_data: int | None, depth: int | None) -> None:
@@ -663,6 +673,14 @@ def test_the_training_set_has_a_length_and_can_be_indexed(offline: RLM) -> None:
 def test_an_index_outside_the_training_set_is_an_error(offline: RLM, index: int) -> None:
     with pytest.raises(IndexError, match=f'index {index} is outside a training set of 10 sequences'):
         offline[index]
+
+
+@pytest.mark.parametrize('batch_size', [1, 3, 10, 23])
+def test_the_roots_of_epochs_are_in_the_order_of_their_sequences(offline: RLM, batch_size: int) -> None:
+    steps = -(-30 // batch_size)
+    order = numbers(offline, *offline.batches(0, steps, batch_size))
+    roots = offline.root_batches(0, steps, batch_size)
+    assert torch.equal(roots.flatten(), RLM(64, 2, 1.0).trees(0, 10)[0].flatten()[order])
 
 
 @pytest.mark.parametrize('batch_size', [1, 3, 4, 10, 23])

@@ -98,6 +98,22 @@ def test_what_is_changed_is_new_in_each_epoch_and_in_each_stream(task: Task) -> 
     assert not torch.equal(drawn(online, 0)[1], drawn(online, 0, 'test')[1])
 
 
+GOLDEN: dict[Task, list[list[int]]] = {
+    Masked(): [[10, 10, 9, 10], [2, 10, 10, 0], [3, 10, 6, 10], [10, 1, 10, 10]],
+    Masked(0.5): [[6, 10, 9, 10], [2, 10, 10, 0], [3, 10, 6, 10], [4, 1, 10, 10]],
+    Denoise(): [[9, 9, 9, 7], [0, 7, 6, 5], [2, 3, 4, 0], [3, 1, 6, 6]],
+    Denoise(0.5): [[9, 9, 9, 7], [0, 7, 6, 5], [2, 3, 6, 6], [3, 1, 6, 6]],
+}
+
+
+def test_masks_and_noise_keep_their_meaning() -> None:
+    """Golden batches: other values give every stored seed other data. Change them only knowingly."""
+    assert RLM(10, 2).sequences(0, 4).tolist() == [[6, 4, 9, 0], [2, 0, 9, 0], [3, 2, 6, 6], [4, 1, 6, 6]]
+    for task, inputs in GOLDEN.items():
+        assert task.batches(RLM(10, 2), 4, 0, 1, 4)[0][0].tolist() == inputs
+    assert Root().batches(RLM(10, 2), 4, 0, 1, 8)[1].tolist() == [[7, 2, 3, 7, 8, 3, 7, 6]]
+
+
 # ---------------------------------------------------------------------- contexts and measures
 
 
