@@ -20,6 +20,8 @@ from RLM_clean.models.parametrisation import BASE_WIDTH, lr_factors
 from RLM_clean.runs import load_run
 from RLM_clean.training import machine
 from RLM_clean.training.backends import EagerUpdate
+from RLM_clean.training.ensemble import Ensemble
+from RLM_clean.training.loop import Trainer
 
 needs_compiler = pytest.mark.skipif(not machine.can_compile(torch.device('cpu')), reason='no C++ compiler')
 
@@ -203,3 +205,25 @@ def test_an_interrupted_run_ends_as_one_that_was_not(kind: str, tmp_path: Path) 
     assert train(parts).status == 'done'
     assert_same_run(whole.outname, parts.outname)
     assert load_run(parts.outname).config.parametrisation == 'mup'
+
+
+@pytest.mark.parametrize('kind', OPTIMS)
+def test_runs_of_a_group_are_those_alone(kind: str) -> None:
+    """At rates of their own, to rounding: in float64 nothing else differs."""
+
+    def trainers() -> list[Trainer]:
+        found = [make_trainer(tiny(**{**MUP, **OPTIMS[kind], 'lr': lr, 'seed_model': 7})) for lr in (0.01, 0.03)]
+        for trainer in found:
+            trainer.model.double()
+            trainer.optimizer = init.init_optimizer(trainer.model, trainer.config)
+            trainer.take_steps = EagerUpdate(trainer.model, trainer.optimizer, trainer.config)
+        return found
+
+    alone, together = trainers(), trainers()
+    for trainer in alone:
+        for _ in range(10):
+            trainer.update()
+    assert Ensemble(together, compile=False).advance(10) == {}
+    for one, other in zip(alone, together, strict=True):
+        for mine, theirs in zip(one.model.parameters(), other.model.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
