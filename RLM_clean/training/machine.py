@@ -130,15 +130,30 @@ def memory_needs(config: Config) -> list[Need]:
 
 def num_weights(config: Config) -> int:
     """About the number of weights of a model."""
-    c = config
-    return c.depth * (4 + 2 * c.ffwd_size) * c.embedding_dim**2 + 2 * c.num_features * c.embedding_dim
+    c, d = config, config.embedding_dim
+    inputs, width, ends = c.num_inputs, c.ffwd_size * d, (c.num_inputs + c.num_outputs) * d
+    if c.model == 'fcn':
+        targets = c.context_size if tasks.of(c).at_each else 1
+        return width * (c.context_size * inputs + (c.depth - 1) * width + targets * c.num_outputs)
+    if c.model in ('cnn', 'lcn'):
+        patches = [2 ** (c.depth - 1 - i) if c.model == 'lcn' else 1 for i in range(c.depth)]
+        return width * (2 * inputs * patches[0] + 2 * width * sum(patches[1:]) + c.num_outputs)
+    if c.model == 'gru':
+        return 6 * c.depth * d**2 + ends
+    return c.depth * (4 + 2 * c.ffwd_size) * d**2 + ends
 
 
 def num_activations(config: Config) -> int:
     """About the number of activations that one step keeps for its gradient."""
     c = config
-    positions = c.accumulation * c.batch_size * c.context_size
-    return positions * (c.depth * (8 + 3 * c.ffwd_size) * c.embedding_dim + 2 * c.num_features)
+    sequences, width = c.accumulation * c.batch_size, c.ffwd_size * c.embedding_dim
+    if c.model == 'fcn':
+        return sequences * (c.context_size * c.num_inputs + 2 * c.depth * width)
+    if c.model in ('cnn', 'lcn'):
+        return sequences * 2**c.depth * (c.num_inputs + 2 * width)
+    if c.model == 'gru':
+        return sequences * c.context_size * (12 * c.depth * c.embedding_dim + 2 * c.num_features)
+    return sequences * c.context_size * (c.depth * (8 + 3 * c.ffwd_size) * c.embedding_dim + 2 * c.num_features)
 
 
 def memory_of(device: torch.device) -> float:
