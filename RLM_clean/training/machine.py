@@ -27,6 +27,8 @@ STEPS_AHEAD, TOKENS_AHEAD = 128, 2**21
 _PRODUCTS_FOR_THREADS = 2 * 10**8
 # Steps from which compiling a step, some ten seconds, costs less than it saves.
 _STEPS_TO_COMPILE = 2**14
+# Tokens of a recurrent network up to which its step is compiled in less than a minute.
+_TOKENS_TO_UNROLL = 16
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,9 @@ def default_compile(config: Config, device: torch.device) -> bool:
         return False
     if device.type == 'cuda':
         return True
-    return can_compile(device) and config.accumulation == 1 and config.last_step >= _STEPS_TO_COMPILE
+    # The steps of a recurrent network are unrolled over its tokens: a long sequence makes a long program.
+    short = config.model != 'gru' or config.context_size <= _TOKENS_TO_UNROLL
+    return can_compile(device) and config.accumulation == 1 and config.last_step >= _STEPS_TO_COMPILE and short
 
 
 def can_compile(device: torch.device) -> bool:
