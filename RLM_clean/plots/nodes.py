@@ -98,9 +98,9 @@ def steering_effects(steering: Steering, axes: Axes | None = None) -> Axes:
     axes.annotate('exact', (0.99, 1), xycoords=('axes fraction', 'data'), ha='right', va='bottom', fontsize=8)
     axes.plot([], [], color=GREY, ls='--', lw=1, label='random direction')
     axes.set_xticks(places, steering.layers, rotation=20, ha='right')
-    low = min(table.value.min().item() for table in steering.effect.values())
-    axes.set_ylim(max(-1, min(-0.1, 1.2 * low)), 1.12)
-    axes.set_ylabel('effect')
+    lowest = min((value - 2 * error).min().item() for value, error in steering.effect.values())
+    axes.set_ylim(max(-1, min(0, lowest)) - 0.1, 1.12)
+    axes.set_ylabel('effect on the prediction of $x_n$')
     legend_below(axes, 2)
     return axes
 
@@ -125,7 +125,8 @@ def steering_changes(steering: Steering, layer: str | None = None, axes: Axes | 
         axes.errorbar(places, value, 2 * error, **look)
     axes.set_xticks(places, [name for name, _, _ in _lines(steering)])
     axes.set_ylim(0, 1.02)
-    axes.set_ylabel('change of the prediction')
+    axes.set_ylabel('change of the prediction of $x_n$')
+    axes.set_xlabel('symbol that is changed')
     legend_below(axes, 2)
     return axes
 
