@@ -110,12 +110,17 @@ def _distinct(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
     return (inputs, None) if len(distinct) == len(inputs) else (distinct[:, None], rows)
 
 
-def _check_logits(scores: Tensor, rows: Tensor | None, shape: torch.Size) -> None:
+def _check_logits(scores: Tensor, rows: Tensor | None, shape: torch.Size, classes: int | None = None) -> None:
     # Logits at every position would broadcast against the answers at the last one, without an error.
     if scores.shape[1:-1] != shape[1:] or len(scores) != (shape[0] if rows is None else int(rows.max()) + 1):
         raise ValueError(
             f'logits of shape {tuple(scores.shape)} do not fit targets of shape {tuple(shape)}: '
             'choose the positions by logits, as in logits=run.logits'
+        )
+    if classes is not None and scores.shape[-1] != classes:
+        raise ValueError(
+            f'logits for {scores.shape[-1]} values of a target do not fit posteriors of {classes}: '
+            f'build the model with num_outputs={classes}'
         )
 
 
@@ -169,11 +174,11 @@ class Reference:
 
         All three are expectations over the exact posterior P of the target, so no draw of a target adds noise: the loss
         is `E[-sum_x P(x) ln q(x)]`, the accuracy `E[P(argmax q)]`, the excess `E KL(P || q)`; the mean is over contexts
-        and the targets of each. Raises ValueError for logits at other positions than the posteriors.
+        and the targets of each. Raises ValueError for logits of other positions or values than the posteriors.
         """
         divergences, accuracies = [], []
         for scores, rows, p in _evaluate(model, self.inputs, self.posteriors, logits):
-            _check_logits(scores, rows, p.shape[:-1])
+            _check_logits(scores, rows, p.shape[:-1], p.shape[-1])
             log_q = torch.log_softmax(scores.to(p.device).double(), -1)  # beside p: mps has no float64
             log_q = log_q if rows is None else log_q[rows.to(p.device)]
             divergences.append(kl_divergence(p, log_q))

@@ -16,8 +16,10 @@ from interrupted_runs import train_until
 from small_runs import assert_same_run, make_trainer, quiet, read_log, tiny, train
 from small_sweeps import assert_finished, make_sweep
 from step_kinds import losses_of
+from test_init import own_registry
+from torch import Tensor, nn
 
-from RLM_clean import tasks
+from RLM_clean import init, tasks
 from RLM_clean.config import OBJECTIVES, Config
 from RLM_clean.runs import load_run
 from RLM_clean.runs.files import RunFiles
@@ -143,6 +145,52 @@ def test_the_picture_of_a_run_is_drawn(name: str, tmp_path: Path) -> None:
     lifecycle.train(config, quiet)
     height, width, _ = matplotlib.image.imread(tmp_path / 'run.png').shape
     assert height > 300 and width > 800
+
+
+# ---------------------------------------------------------------------- models of one's own
+
+
+class PerToken(nn.Module):
+    """Logits of each token from itself alone, or their mean."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, at_each: bool) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(num_inputs, num_outputs))
+        self.at_each = at_each
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits = self.table[inputs]
+        return logits if self.at_each else logits.mean(1)
+
+
+@pytest.mark.parametrize('name', ('root', 'masked', 'denoise', 'all'))
+def test_a_registered_model_is_trained_on_every_task(name: str, tmp_path: Path) -> None:
+    """It learns what there is to learn from single tokens, and stays above the floor."""
+    with own_registry():
+        init.register_model('mine', lambda c: PerToken(c.num_inputs, c.num_outputs, tasks.of(c).at_each))
+        options = {'lr': 1.0, 'momentum': 0.0, 'scheduler': 'none', 'max_iters': 300, 'batch_size': 64}
+        outcome = train(tiny(tmp_path / 'run', model='mine', objective=name, **options))
+        run = load_run(tmp_path / 'run')
+        assert run.entropy < outcome.dynamics[-1]['testloss'] < outcome.dynamics[0]['testloss'] - 0.02
+
+
+@pytest.mark.parametrize(
+    ('name', 'num_outputs', 'at_each', 'message'),
+    (
+        ('masked', 8, False, 'logits of shape .* do not fit targets of shape'),
+        ('root', 3, True, 'logits of shape .* do not fit targets of shape'),
+        ('root', 8, False, 'logits for 8 values of a target do not fit posteriors of 3: build .* num_outputs=3'),
+        ('denoise', 9, True, 'logits for 9 values of a target do not fit posteriors of 8: build .* num_outputs=8'),
+    ),
+)
+def test_a_registered_model_of_other_logits_is_refused(
+    name: str, num_outputs: int, at_each: bool, message: str, tmp_path: Path
+) -> None:
+    with own_registry():
+        init.register_model('mine', lambda c: PerToken(c.num_inputs, num_outputs, at_each))
+        classes = 3 if name == 'root' else 0
+        with pytest.raises(ValueError, match=message):
+            train(tiny(tmp_path / 'run', model='mine', objective=name, num_classes=classes))
 
 
 # ---------------------------------------------------------------------- batches of a run
