@@ -17,8 +17,10 @@ from helpers import ROOT
 from matplotlib.patches import Rectangle
 from readable import assert_readable
 
-from examples import entropy_against_beta, mup, root, staircase, tree
+from examples import entropy_against_beta, mup, root, staircase, steering, tree
 from RLM_clean import sweep
+from RLM_clean.analysis.interventions import Interchange, Steering, Values
+from RLM_clean.analysis.probes import NodeProbes
 from RLM_clean.datasets import RHM, RLM
 from RLM_clean.exact import entropies, inference, theory
 from RLM_clean.plots import panels, style
@@ -258,3 +260,48 @@ def test_the_command_of_mup_trains_its_sweep_and_draws_it(
     assert lines[-1] == 'the figure is results/mup_quick/mup.png'
     assert lines[-2].startswith('mup       from width 16 to 32')
     assert matplotlib.image.imread(tmp_path / 'results/mup_quick/mup.png').shape[1] == 1430
+
+
+@pytest.mark.slow
+def test_the_command_of_steering_trains_prints_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(steering, 'QUICK', {**steering.QUICK, 'max_iters': 100})
+    steering.main(['--quick'])
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == 'the figure is results/steering_quick/steering.png'
+    assert matplotlib.image.imread(tmp_path / 'results/steering_quick/steering.png').shape[1] == 1430
+    assert sum(line.startswith(('embeddings', 'block')) for line in said) == 3  # interchange, layer by layer
+    assert sum(line.startswith(('level 1', 'level 2')) for line in said) == 2 * 3
+
+
+def test_the_tables_and_the_figure_of_steering_hold_what_was_measured() -> None:
+    layers, nodes = ['embeddings', 'block 1'], [(0, 0), (1, 0), (1, 1)]
+    values = torch.arange(4, dtype=torch.float64).view(2, 2) / 8
+
+    def conditions(shift: int) -> dict[str, Values]:
+        names = ('unsteered', 'exact', 'steered', 'random')
+        return {name: Values(values + shift + i, values / 100) for i, name in enumerate(names)}
+
+    steered = Steering(
+        layers, [(1, 0), (2, 2)], torch.tensor([5, 6]), conditions(0), conditions(10), conditions(20), conditions(30),
+        values,
+    )  # fmt: skip
+    table = steering.steering_table(steered)
+    assert [row[:2] for row in table.rows] == [[f'level {l}', layer] for l in (1, 2) for layer in layers]
+    # change exact, steered, random; effect steered, random; correlation steered, random
+    starts = [31, 32, 33, 12, 13, 22, 23]
+    for row, value in zip(table.rows, [0, 0.25, 0.125, 0.375], strict=True):
+        assert row[2:] == [f'{start + value:.3f} ± {value / 100:.3f}' for start in starts]
+    exchanged = Interchange(layers, [0, 1], 7, Values(values + 1, values / 100))
+    assert steering.interchange_table(exchanged).rows[1] == ['block 1', '1.250 ± 0.003', '1.375 ± 0.004']
+
+    probed = {name: torch.rand(2, 3, generator=torch.Generator().manual_seed(0)) for name in ('trained', 'untrained')}
+    ones = torch.ones(3)
+    figure = steering.draw(
+        NodeProbes(layers, nodes, probed, probed, probed, ones, ones, ones, probed), exchanged, steered
+    )
+    assert_readable(figure)
+    titles = [axes.get_title(loc='left') for axes in figure.axes if axes.get_label() != '<colorbar>']
+    assert titles[:2] == layers and len(titles) == 5 and all(titles)

@@ -7,8 +7,8 @@ counterpart is the posterior of x_n given that the symbol is b (see counterfactu
 residual stream at the last position by that of another context, the donor. The exact counterpart is the posterior of
 x_n for the context whose last k tokens are the donor's. Divergences are in nats.
 
-Interventions along probes: K. Li et al., ICLR 2023 (arXiv:2210.13382). Interchange interventions compared with a causal
-model: A. Geiger, H. Lu, T. Icard and C. Potts, NeurIPS 2021 (arXiv:2106.02997).
+Interventions along linear probes: N. Nanda, A. Lee and M. Wattenberg, BlackboxNLP 2023 (arXiv:2309.00941). Interchange
+interventions, compared with a causal model: A. Geiger, H. Lu, T. Icard and C. Potts, NeurIPS 2021 (arXiv:2106.02997).
 """
 
 from __future__ import annotations

@@ -146,6 +146,43 @@ def test_measures_are_those_of_predictions_patched_by_hand(monkeypatch: pytest.M
         assert found.change['exact'].value[k, 0].item() == pytest.approx((exact - p).abs().sum(1).mean().item() / 2)
 
 
+def test_the_control_moves_each_vector_as_far_as_the_steering_but_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal Mahalanobis lengths at each position from the first token below the node on, and no change before it."""
+    run = large_weights(RLM(v=4, L=3, beta=1.0))
+    kept: list[tuple[str, Tensor, Tensor]] = []
+
+    def keep(run: Any, model: Any, inputs: Tensor, layer: str, new: Tensor, position: Any) -> Tensor:
+        kept.append((layer, inputs, new))
+        return original(run, model, inputs, layer, new, position)
+
+    original = interventions._patched_prediction
+    monkeypatch.setattr(interventions, '_patched_prediction', keep)
+    found = steering_effects(run, nodes=[(2, 2)], **FEW)
+    fit = activations(run, run.model(), run.rlm.sequences(0, 100, 'other')[:, :7], None)
+    pairs = list(zip(kept[::2], kept[1::2], strict=True))[1:]  # the embeddings have few directions
+    for k, ((layer, inputs, steered), (_, _, random)) in enumerate(pairs, 1):
+        stream = activations(run, run.model(), inputs, None)[layer]
+        changes = [(new - stream).double() for new in (steered, random)]
+        assert not changes[0][:, :4].any() and not changes[1][:, :4].any()
+        for t in range(4, 7):
+            inverse = torch.linalg.inv(torch.cov(fit[layer][:, t].double().T, correction=0))
+            one, other = (torch.einsum('ri,ij,rj->r', x[:, t], inverse, x[:, t]).sqrt() for x in changes)
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+            assert t < 6 or found.distance[k, 0].item() == pytest.approx(one.mean().item(), rel=1e-3)
+        moved = one > 0.1
+        assert moved.any() and (changes[0][moved, 6] - changes[1][moved, 6]).norm(dim=1).min() > 1e-3
+
+
+def test_the_error_of_an_effect_is_that_of_the_jackknife() -> None:
+    p, q = (torch.softmax(normal(300, 4, seed=seed), 1) for seed in (0, 1))
+    after = torch.softmax(p.log() + 0.5 * normal(300, 4, seed=2), 1)
+    _, error = interventions._compared((q, p), q, {'steered': after})['effect steered']
+    divergence, unsteered = kl_divergence(p, after.log()), kl_divergence(p, q.log())
+    left_out = 1 - (divergence.sum() - divergence) / (unsteered.sum() - unsteered)
+    jackknife = (299 / 300 * (left_out - left_out.mean()).square().sum()).sqrt()
+    assert error.item() == pytest.approx(jackknife.item(), rel=0.02)
+
+
 class Copy(MLM):
     """A transformer without blocks whose head says the exact ln P(x_2 | x_1) of a language of one level."""
 
