@@ -17,9 +17,13 @@ The other quantities follow from the same average: a node is recovered or not, g
     W(child pair) = q p^2 (both recovered), (m - q) / (v^2 - 1) p (1 - p) (one), (m - q) / (v^2 - 1) (1 - p)^2 (none),
 
 normalised, q = 1 where the parent is recovered and q = 0 where it is not. This is a Markov chain with two states on the
-tree. A. Sclocchi, A. Favero and M. Wyart, PNAS 122, e2408799121 (2025), arXiv:2402.16991 (F and eps*), and A. Sclocchi,
-A. Favero, N. I. Levi and M. Wyart, ICLR 2025, arXiv:2410.13770 (pairs of tokens, nu); p* in closed form, and the chain
-as a way to write their averages, are ours.
+tree. At eps* a step from a node to a child keeps the fraction F'(p*) / 2 of a difference, and two tokens of height h
+are h - 1 steps below two siblings. The covariance of their changes then falls as (F'(p*) / 2)^(2 h), which is
+r^-(2 - 2 / nu) with their distance r ~ 2^h.
+
+A. Sclocchi, A. Favero and M. Wyart, PNAS 122, e2408799121 (2025), arXiv:2402.16991 (F and eps*), and A. Sclocchi,
+A. Favero, N. I. Levi and M. Wyart, ICLR 2025, arXiv:2410.13770 (pairs of tokens, nu); p* in closed form, the chain as
+a way to write their averages, and the exponent 2 - 2 / nu are ours.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ class Threshold(NamedTuple):
     noise: float  # eps*, at which the leaves have this belief
     slope: float  # F'(p*)
     nu: float  # ln 2 / ln F'(p*), the exponent of the correlation length
+    decay: float  # 2 - 2 / nu: at eps* the covariance of changes falls as r^-decay with the distance of tokens
 
 
 def threshold(v: int, m: int) -> Threshold:
@@ -51,7 +56,8 @@ def threshold(v: int, m: int) -> Threshold:
     p = (m - 1) / (v - m)
     f = (m * v - 1) / (v**2 - 1)
     slope = 2 * p * m / (v + 1) / (p**2 + f * (1 - p**2)) ** 2
-    return Threshold(p, (1 - p) * v / (v - 1), slope, math.log(2) / math.log(slope))
+    nu = math.log(2) / math.log(slope)
+    return Threshold(p, (1 - p) * v / (v - 1), slope, nu, 2 - 2 / nu)
 
 
 def map_up(p: Tensor, v: int, m: int) -> Tensor:
@@ -83,8 +89,8 @@ def averaged_recovery(noise: Tensor, v: int, m: int, L: int) -> tuple[Tensor, Te
     mean = states[-1][..., 0]
     covariances = [4 * mean * (1 - mean)]
     for height, law in enumerate(laws, 1):
-        both = torch.einsum('...a,...abc,...b,...c->...', states[L - height], law, kept, kept)
-        covariances.append(4 * (both - mean**2))
+        centred = kept - mean[..., None]  # the difference of P(both) and mean^2 would lose all digits far apart
+        covariances.append(4 * torch.einsum('...a,...abc,...b,...c->...', states[L - height], law, centred, centred))
         kept = torch.einsum('...abc,...b->...a', law, kept)
     return torch.stack([state[..., 0] for state in states], -1), torch.stack(covariances, -1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from RLM_clean.datasets import RHM, TreeGrammar
 from RLM_clean.exact import averaged_map, denoising
 
-TOLERANCE = {'atol': 1e-12, 'rtol': 1e-12}
+TOLERANCE: dict[str, Any] = {'atol': 1e-12, 'rtol': 1e-12}
 
 
 @pytest.mark.parametrize(('v', 'm'), [(2, 1), (2, 2), (3, 1), (3, 2)])
@@ -69,6 +70,8 @@ def test_the_threshold_is_the_unstable_fixed_point_between_chance_and_certainty(
         slopes = (rise / (2 * step)).tolist()
         assert slopes[1] == pytest.approx(found.slope, rel=1e-8) and slopes[0] < 1 < slopes[1] and slopes[2] < 1
         assert 1 - found.noise + found.noise / v == pytest.approx(found.belief)
+        to_child = averaged_map.children(p[1], v, m).sum(2)
+        assert (to_child[0, 0] - to_child[1, 0]).item() == pytest.approx(found.slope / 2)
         assert found.nu == pytest.approx(math.log(2) / math.log(slopes[1]), rel=1e-6)
 
 
@@ -79,6 +82,18 @@ def test_deep_trees_keep_their_root_below_the_threshold_and_lose_it_above() -> N
     )
     assert below[-1] > 0.999 and at[-1].item() == pytest.approx(7 / 24, abs=1e-4) and above[-1] < 1 / 32 + 1e-3
     assert noise == pytest.approx(0.7312, abs=1e-4)  # arXiv:2410.13770 gives 0.74 for these sizes
+
+
+def test_at_the_threshold_covariances_fall_as_a_power_of_the_distance_and_around_it_faster() -> None:
+    """Heights 10 to 15 of depth 40: far from the tokens and from the root. On both sides, at distances of 2^15, the
+    covariance is less than a tenth of that."""
+    at = averaged_map.threshold(32, 8)
+    noises = torch.tensor([at.noise - 0.01, at.noise, at.noise + 0.01], dtype=torch.float64)
+    _, covariances = averaged_map.averaged_recovery(noises, 32, 8, 40)
+    falls = -covariances[1, 10:16].log2().diff()
+    torch.testing.assert_close(falls, torch.full_like(falls, at.decay), atol=0.02, rtol=0)
+    assert at.decay == pytest.approx(0.9434, abs=1e-4)
+    assert (covariances[[0, 2], 15] < 0.1 * covariances[1, 15]).all() and (covariances > 0).all()
 
 
 def test_grammars_without_a_threshold_are_refused() -> None:
