@@ -72,7 +72,7 @@ def test(model: nn.Module, inputs: Tensor, targets: Tensor, logits: Logits = app
             scores = scores[rows]
         log_q = torch.log_softmax(scores, -1).gather(-1, y.clamp(min=0)[..., None])[..., 0].cpu().double()
         weights = _target_weights(y.cpu())
-        loss -= (log_q * weights).sum().item()
+        loss -= (log_q * weights).where(weights > 0, 0.0).sum().item()  # what is left out may be infinite
         correct += ((scores.argmax(-1) == y).cpu() * weights).sum().item()
     return loss / targets.numel(), correct / targets.numel()
 

@@ -100,7 +100,8 @@ class Masked(Task):
         """The mean over sequences of the mean of -ln q(hidden token), in nats: logits `(B, n, v)`, targets `(B, n)`."""
         hidden = targets != IGNORED
         log_q = torch.log_softmax(in_float32(logits), -1)
-        losses = -log_q.gather(-1, targets.clamp(min=0)[..., None])[..., 0] * hidden
+        losses = -log_q.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+        losses = losses.where(hidden, 0.0)  # what is not predicted may be infinite
         return (losses.sum(-1) / hidden.sum(-1)).mean()
 
     def position_weights(self, targets: Tensor) -> Tensor | None:

@@ -14,7 +14,7 @@ from brute_force import direct_entropy, joint, occurring
 from enumerated_tasks import assert_close, entropy, unmasked
 from random_grammars import exhaustive, random_grammar
 from test_streams import ALARM, chi_square
-from torch import Tensor
+from torch import Tensor, nn
 
 from RLM_clean import measures
 from RLM_clean.datasets import RLM, TreeGrammar
@@ -145,6 +145,22 @@ def test_the_loss_is_the_mean_over_sequences_of_the_mean_over_hidden_tokens() ->
     weights = Masked().position_weights(targets)
     assert weights is not None and torch.equal(weights > 0, inputs == 5)
     assert_close(weights.sum(1), torch.ones(30, dtype=torch.float64))
+
+
+def test_what_a_model_says_of_seen_tokens_counts_in_no_measure() -> None:
+    """Also where it is sure of something wrong, so that its loss there is infinite."""
+    grammar = RLM(4, 2)
+
+    def logits(model: nn.Module, inputs: Tensor) -> Tensor:
+        wrong = torch.nn.functional.one_hot((inputs + 1) % 4, 4)
+        return torch.where((inputs == 4)[..., None], Masked().best(grammar, inputs), wrong).log()
+
+    found = measures.reference(grammar, None, Masked(0.5), 100).evaluate(nn.Identity(), logits)
+    assert abs(found.excess) < 1e-12 and found.excess_error < 1e-12
+    inputs, targets = (x[0] for x in Masked(0.5).batches(grammar, 4, 0, 1, 100))
+    loss, _ = measures.test(nn.Identity(), inputs, targets, logits)
+    assert 0 < loss < math.log(4)
+    assert Masked(0.5).loss(logits(nn.Identity(), inputs), targets).item() == pytest.approx(loss, rel=1e-12)
 
 
 # ---------------------------------------------------------------------- which tokens are hidden
