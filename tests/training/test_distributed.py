@@ -76,7 +76,16 @@ def test_two_processes_have_the_curve_of_one(tmp_path: Path, options: dict[str, 
     assert load_run(tmp_path / 'two').done
 
 
-@pytest.mark.parametrize('options', ({}, {'optim': 'adam', 'grad_clip': 0.1, 'accumulation': 2, 'dropout': 0.1}))
+@pytest.mark.parametrize(
+    'options',
+    (
+        {},
+        {'optim': 'adam', 'grad_clip': 0.1, 'accumulation': 2, 'dropout': 0.1},
+        {'objective': 'masked', 'model': 'transformer_bert'},  # sequences with different numbers of hidden tokens
+        {'objective': 'denoise', 'model': 'fcn'},
+        {'objective': 'root', 'model': 'cnn', 'depth': 2},
+    ),
+)
 def test_two_parts_of_a_batch_make_the_step_of_the_whole(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
