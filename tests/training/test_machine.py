@@ -118,7 +118,7 @@ def test_the_products_of_a_step_are_three_for_each_weight_of_a_matrix_and_positi
 
 
 def test_a_recurrent_network_is_compiled_for_short_sequences_alone() -> None:
-    long = {'model': 'gru', 'max_iters': 2**15, 'objective': 'all'}
+    long: dict[str, Any] = {'model': 'gru', 'max_iters': 2**15, 'objective': 'all'}
     cpu = torch.device('cpu')
     assert machine.default_compile(tiny(**long), cpu) == machine.can_compile(cpu)
     assert not machine.default_compile(tiny(**{**long, 'num_layers': 5}), cpu)
