@@ -123,7 +123,7 @@ def test_a_key_is_the_chain_of_mixings_of_seed_stream_and_indices(seed: int, str
 def test_streams_keep_their_meaning() -> None:
     """Golden keys: another value gives every stored seed other sequences. Change them only knowingly."""
     names = ['train', 'test', 'other', 'shuffle', 'dropout', 'floors', 'mask', 'noise']
-    assert STREAMS == {name: number for number, name in enumerate(names)}
+    assert {name: number for number, name in enumerate(names)} == STREAMS
     assert stream_key(67890, 'train') == -742737065319871731
     assert stream_key(67890, 'shuffle', 3) == -5124734165814812667
 
