@@ -17,7 +17,7 @@ from helpers import ROOT
 from matplotlib.patches import Rectangle
 from readable import assert_readable
 
-from examples import entropy_against_beta, mup, root, staircase, steering, tree
+from examples import denoising_transition, entropy_against_beta, filtering, mup, root, staircase, steering, tree
 from RLM_clean import sweep
 from RLM_clean.analysis.interventions import Interchange, Steering, Values
 from RLM_clean.analysis.probes import NodeProbes
@@ -305,3 +305,75 @@ def test_the_tables_and_the_figure_of_steering_hold_what_was_measured() -> None:
     assert_readable(figure)
     titles = [axes.get_title(loc='left') for axes in figure.axes if axes.get_label() != '<colorbar>']
     assert titles[:2] == layers and len(titles) == 5 and all(titles)
+
+
+def test_the_denoising_transition_prints_measured_beside_theory_and_draws_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The root of depth 4 agrees with the theory within 4 standard errors: fixed seeds, one false alarm in 8000."""
+    monkeypatch.chdir(tmp_path)
+    denoising_transition.main(['--quick'])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == 'averaged map, L -> infinity: p* = 0.4000, eps* = 0.6857, slope 1.2245, nu = 3.423, a = 1.416'
+    row = next(line for line in lines if line.startswith('eps*: the root of depth 4'))
+    of_theory, value, of_sequences, of_rules = (float(word) for word in row.split('p*')[-1].split())
+    assert of_theory == pytest.approx(0.6857, abs=1e-3)
+    assert abs(value - of_theory) < 4 * max(of_rules, of_sequences)
+    assert sum(line.startswith(('masked tokens', 'replaced tokens')) for line in lines) == 4
+    assert lines[-1] == 'the figure is results/denoising_transition.png'
+    height, width, _ = matplotlib.image.imread(tmp_path / 'results/denoising_transition.png').shape
+    assert (width, height) == (1430, 1092)
+
+
+def test_the_statistics_of_the_denoising_transition_by_hand() -> None:
+    noises = np.linspace(0, 1, 11)
+    assert denoising_transition.crossing(noises, 1 - noises, 0.35) == pytest.approx(0.65)
+    assert math.isnan(denoising_transition.crossing(noises, noises, 0.35))
+    parabola = 3 - (noises - 0.43) ** 2
+    assert denoising_transition.peak(noises, parabola) == pytest.approx((0.43, 3))
+    parabola[0] = math.nan  # the susceptibility without noise
+    assert denoising_transition.peak(noises, parabola) == pytest.approx((0.43, 3))
+
+    fine = np.linspace(0, 1, 2001)
+
+    def curves(L: int) -> denoising_transition.Curves:
+        recovered = np.repeat(1 / (1 + np.exp(8 * 1.5**L * (fine - 0.5)))[:, None], L + 1, 1)
+        distances = np.array([0.5, *(2.0 ** np.arange(1, L + 1) - 1)])
+        return denoising_transition.Curves(fine, recovered, np.tile(distances**-0.7, (len(fine), 1)))
+
+    widths = denoising_transition.exponent_of_widths([curves(L) for L in range(1, 7)], 0.2, 0.7)
+    assert widths == pytest.approx(math.log(2) / math.log(1.5), rel=1e-2)
+    assert denoising_transition.decay_exponent(curves(6), 0.5) == pytest.approx(0.7)
+
+
+def test_the_errors_of_the_denoising_transition_are_those_of_means() -> None:
+    values = np.random.default_rng(1).normal(size=(5, 7, 3, 2))
+    curves = denoising_transition.Curves(np.arange(3.0), values, values)
+    found = denoising_transition.estimate(lambda means: means[0].recovered[:, 0], [curves])
+    np.testing.assert_allclose(found.value, values[..., 0].mean((0, 1)))
+    np.testing.assert_allclose(found.rules, values[..., 0].mean(1).std(0, ddof=1) / math.sqrt(5))
+    np.testing.assert_allclose(found.sequences, values[..., 0].mean(0).std(0, ddof=1) / math.sqrt(7))
+
+
+# ---------------------------------------------------------------------- filtering
+
+
+def test_the_closest_predictor_is_that_of_the_smallest_divergence() -> None:
+    divergences = {0: [(0.1, 0.0), (0.3, 0.0), (0.5, 0.0)], 1: [(0.4, 0.0), (0.2, 0.0), (0.1, 0.0)]}
+    assert filtering.closest(divergences) == [0, 1, 1]
+    assert filtering.first_steps([0, 8, 64], divergences) == {0: 0, 1: 8}
+    assert filtering.first_steps([0], {0: [(0.1, 0.0)], 1: [(0.2, 0.0)]}) == {0: 0, 1: math.inf}
+
+
+@pytest.mark.slow
+def test_filtering_trains_a_run_a_seed_and_compares_each_with_bp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    filtering.main(['--quick', '--threads', '1', '--seeds', '2'])
+    said = capsys.readouterr().out
+    assert said.count('excess of the model at its end: ') == 2 and 'k = 0: 0 +- 0 (mean of 2 runs' in said
+    assert said.splitlines()[-1] == 'the figure is results/filtering_quick/filtering.png'
+    run = load_run('results/filtering_quick/seed2')
+    assert run.dynamics[-1]['excess'] < 0.5 * run.dynamics[0]['excess']
+    assert matplotlib.image.imread('results/filtering_quick/filtering.png').shape[1] > 1000

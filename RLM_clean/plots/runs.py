@@ -305,7 +305,7 @@ def save_learning_curve(dynamics: list[Record], language: Language, config: Conf
 
     Where the context is one token, the curves of counts of pairs are beside them: a table has all there is to learn.
     """
-    levels = 'bp' in dynamics[0]
+    levels = bool(dynamics) and 'bp' in dynamics[0]
     left, right, *more = panels(1, 2 + levels, size=(11 + 4.5 * levels, 4.2), width_ratios=(3, 2, 2)[: 2 + levels])
     counts = _count_records(dynamics, language, config)
     if counts:
