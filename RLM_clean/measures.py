@@ -16,10 +16,18 @@ from torch import Tensor, nn
 from RLM_clean import tasks
 from RLM_clean.datasets import TreeGrammar
 from RLM_clean.exact import entropies, filtered
-from RLM_clean.exact.entropies import Estimate, conditional_entropy, entropy, marginal, mean_and_error, window_entropies
+from RLM_clean.exact.entropies import (
+    Estimate,
+    conditional_entropy,
+    entropy,
+    marginal,
+    mean_and_error,
+    per_context,
+    window_entropies,
+)
 from RLM_clean.exact.inference import next_token_probs
 from RLM_clean.tasks import Contexts, Task
-from RLM_clean.tasks.task import IGNORED, per_context
+from RLM_clean.tasks.task import IGNORED
 
 # conditional_entropy, entropy, marginal and window_entropies are those of exact.entropies: the first version had them
 # here.

@@ -225,6 +225,13 @@ def right_spine(grammar: TreeGrammar) -> list[Tensor]:
     return distributions
 
 
+def per_context(values: Tensor, positions: Tensor | None) -> Tensor:
+    """The mean over the targets of each context: values `(N,)` or `(N, T)` -> `(N,)`, with weights `positions`."""
+    if positions is None:
+        return values.reshape(len(values), -1).mean(1)
+    return (values * positions).where(positions > 0, 0.0).sum(1)  # what is not predicted may be infinite
+
+
 def mean_and_error(values: Tensor, weights: Tensor | None = None) -> Estimate:
     """The mean of one value a context and its standard error; 0 where the weights say that the mean is a whole sum."""
     if weights is not None:

@@ -19,11 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from RLM_clean.datasets import TreeGrammar
-from RLM_clean.exact.entropies import Estimate, mean_and_error
+from RLM_clean.exact.entropies import Estimate, mean_and_error, per_context
 from RLM_clean.exact.inference import leaf_posteriors, next_token_probs
 
 
@@ -52,7 +51,7 @@ def compare(
     possible = best > 0
     losses = -(best * predicted.log()).where(possible, 0.0).sum(-1)
     divergences = (best * (best / predicted).log()).where(possible, 0.0).sum(-1)
-    return Comparison(*(mean_and_error(_per_context(values, positions), weights) for values in (losses, divergences)))
+    return Comparison(*(mean_and_error(per_context(values, positions), weights) for values in (losses, divergences)))
 
 
 def masked_floors(
@@ -99,10 +98,3 @@ def _floors(
     best = predict(language, context)
     chosen = heights(language) if ks is None else ks
     return {k: compare(best, predict(language.filtered(k), context), positions, weights) for k in chosen}
-
-
-def _per_context(values: Tensor, positions: Tensor | None) -> Tensor:
-    """The mean over the targets of each context: values `(N,)` or `(N, T)` -> `(N,)`."""
-    if positions is None:
-        return values.reshape(len(values), -1).mean(1)
-    return torch.where(positions > 0, values * positions, 0.0).sum(1)  # 0 times infinity would be nan

@@ -21,6 +21,7 @@ from RLM_clean.datasets import FilteredGrammar
 from RLM_clean.exact.propagation import (
     Level,
     Nodes,
+    check_possible,
     children_outside,
     in_chunks,
     level_posteriors,
@@ -46,7 +47,7 @@ def next_token_probs(language: FilteredGrammar, inputs: Tensor) -> Tensor:
         for level, nodes in zip(levels, messages[1:], strict=True):
             left_sibling = nodes.values[-1:]
             alpha = children_outside(level, alpha, left_sibling, left_sibling[:0])[1:]
-        _check_possible(alpha[0], rows)
+        check_possible(alpha[0].sum(-1) > 0, rows)
         return [alpha[0]]
 
     return in_chunks(predict, inputs, language.v, _entries(language))[0]
@@ -63,7 +64,7 @@ def all_next_token_probs(language: FilteredGrammar, leaves: Tensor) -> Tensor:
         alpha = _probabilities(log_prior + before) @ laws[messages[0].first :]
         for level, nodes in zip(levels, messages[1:], strict=True):
             alpha = _given_the_past(level, alpha, nodes)
-        _check_possible(alpha[-1], rows)
+        check_possible(alpha[-1].sum(-1) > 0, rows)
         return [alpha.transpose(0, 1)]
 
     return in_chunks(predict, leaves, language.v, _entries(language))[0]
@@ -100,7 +101,7 @@ def node_posteriors(language: FilteredGrammar, evidence: Tensor) -> list[Tensor]
         for level, nodes in zip(levels, messages[1:], strict=True):
             alpha = children_outside(level, alpha, nodes.values[::2], nodes.values[1::2])
             found.append(level_posteriors(alpha, nodes.values))
-        _check_possible(root, rows)
+        check_possible(root.sum(-1) > 0, rows)
         return [nodes.transpose(0, 1) for nodes in found]
 
     return in_chunks(posteriors, evidence, language.v, _entries(language))
@@ -153,7 +154,7 @@ def _before_and_after(log_messages: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _probabilities(logs: Tensor) -> Tensor:
-    """`exp(logs)` with sum one; nan where all are minus infinity, which `_check_possible` finds."""
+    """`exp(logs)` with sum one; nan where all are minus infinity, which `check_possible` finds."""
     return logs.softmax(-1)
 
 
@@ -167,11 +168,3 @@ def _given_the_past(level: Level, alpha: Tensor, nodes: Nodes) -> Tensor:
     lefts = nodes.values[odd::2]
     first = normalised(alpha[:odd] @ level.without_left)[0]
     return torch.cat((first, children_outside(level, alpha[odd:], lefts, lefts[:0])))
-
-
-def _check_possible(weights: Tensor, rows: slice) -> None:
-    """Raises ValueError if a row of weights `(R, v)` is zero or nan."""
-    possible = weights.sum(-1) > 0
-    if not possible.all():
-        row = rows.start + int(possible.int().argmin())
-        raise ValueError(f'row {row} has probability zero under this grammar: remove it, or use the rules it is from')

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from RLM_clean.datasets import TreeGrammar
 from RLM_clean.exact import entropies
-from RLM_clean.exact.entropies import Estimate, mean_and_error
+from RLM_clean.exact.entropies import Estimate, mean_and_error, per_context
 
 # Entries of the posteriors that are kept for the excess loss (8 bytes each).
 REFERENCE_ENTRIES = 2**24
@@ -139,13 +139,6 @@ class Task:
 def in_float32(logits: Tensor) -> Tensor:
     """Logits in float32 or better."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-
-
-def per_context(values: Tensor, positions: Tensor | None) -> Tensor:
-    """The mean over the targets of each context: values `(N,)` or `(N, T)` -> `(N,)`."""
-    if positions is None:
-        return values.view(len(values), -1).mean(1)
-    return (values * positions).where(positions > 0, 0.0).sum(1)  # what is not predicted may be infinite
 
 
 def window_estimate(posteriors: Tensor, contexts: Contexts) -> Estimate:
