@@ -288,11 +288,18 @@ def test_a_run_that_cannot_begin_is_refused_in_one_line(tmp_path: Path, options:
 
 
 @slow
-@pytest.mark.parametrize('name', ('process 1 at a step', 'process 1 at the set-up', 'process 1 killed'))
+@pytest.mark.parametrize('name', ('process 1 at a step', 'process 1 at the set-up'))
 def test_torchrun_passes_the_message_on(tmp_path: Path, name: str) -> None:
     (status,), errors = fail(tmp_path, FAILURES[name], agent=True)
-    message = 'another process of the run has ended' if 'killed' in name else 'RuntimeError: it broke'
-    assert status == 1 and errors.count(message) == 1
+    assert status == 1 and errors.count('RuntimeError: it broke') == 1
+
+
+@slow
+def test_torchrun_names_a_process_that_was_killed(tmp_path: Path) -> None:
+    """torchrun may end process 0 before that misses the other one: then the agent alone says what happened."""
+    (status,), errors = fail(tmp_path, FAILURES['process 1 killed'], agent=True)
+    assert status == 1 and 'Signal 9 (SIGKILL)' in errors
+    assert errors.count('another process of the run has ended') <= 1
 
 
 @slow
