@@ -27,6 +27,8 @@ num_layers=${num_layers:-1}             # L, the depth of the tree
 num_tokens=${num_tokens:-}              # tokens that count, the last is the target; empty: 2^num_layers
 beta=${beta:-2}                         # inverse temperature of the rules (rlm); they freeze at 2
 num_synonyms=${num_synonyms:-8}         # productions of each symbol (rhm)
+zipf=${zipf:-0}                         # a: Zipf's law k^-(1 + a) for the productions (rhm); 0: equally likely
+zipf_levels=${zipf_levels:-leaves}      # levels of rules with Zipf's law: leaves, all, or numbers from 0 (the root)
 sigma=${sigma:-1}                       # spread of the logarithms of the weights of pairs (unambiguous)
 filtered=${filtered:--1}                # k: removes the correlations above sub-trees of 2^k tokens; -1: none
 num_classes=${num_classes:-0}           # symbols that the root can have; 0: all
@@ -115,5 +117,5 @@ if [ $# -gt 0 ]; then
     # A misspelt option is refused before anything is installed.
     base=$(newer_python) && "$base" -m RLM_clean.sweep.script --check "${variables[@]}" -- "$@" || exit 2
 fi
-find_python requirements.txt "torch, numpy, matplotlib, tqdm"
+find_python requirements.txt "torch, numpy, matplotlib, scipy, tqdm"
 exec "$python" -m RLM_clean.sweep.script "${variables[@]}" -- "$@"

@@ -1,23 +1,19 @@
 """The options of a run: each once, with its default, its help and its check.
 
 A `Config` checks its values when it is made, and asks nothing of the machine: a laptop can open the options of a run
-that only a cluster can train. `training.machine.check` asks the machine when a run begins. `from_arguments` makes a
-Config from a command line.
+that only a cluster can train. `training.machine.check` asks the machine when a run begins.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import math
 import os
 import re
-import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 Check = tuple[Callable[[Any], bool], str]
 
@@ -87,6 +83,15 @@ class Config:
     beta: float = option(2.0, 'language', 'inverse temperature of the rules; they freeze at 2', BETA)
     num_synonyms: int = option(
         8, 'language', 'm, pairs that each symbol can become (rhm); at most num_features', POSITIVE
+    )
+    zipf: float = option(
+        0.0, 'language', "a: Zipf's law k^-(1 + a) for a symbol's productions (rhm); 0: equally likely",
+        NOT_NEGATIVE_REAL,
+    )  # fmt: skip
+    zipf_levels: str = option(
+        'leaves',
+        'language',
+        "levels of rules with Zipf's law: leaves (the last), all, or numbers from 0 (the root), as 0,2",
     )
     sigma: float = option(
         1.0, 'language', 'spread of the logarithms of the weights of the pairs (unambiguous); 0: equally likely',
@@ -293,15 +298,24 @@ def similar(name: str, names: Iterable[str]) -> str:
     return f'did you mean {close[0]}?' if close else 'see --help'
 
 
+_KINDS: dict[str, type] = {'int': int, 'int | None': int, 'int | str': str, 'float': float, 'str': str, 'bool': bool}
+KIND_NAMES = {int: 'a whole number', float: 'a number', str: 'a text', bool: 'true or false'}
+
+
+def kind_of(field: dataclasses.Field[Any]) -> type:
+    """The type of the values of an option; texts for those that take other words too."""
+    return _KINDS[str(field.type)]
+
+
 def _check_option(field: dataclasses.Field[Any], value: Any) -> None:
     name, check, choices = field.name, field.metadata['check'], field.metadata['choices']
     if name == 'num_tokens' and value is None:
         return
-    kind = _kind(field)
+    kind = kind_of(field)
     # An int will do for a float, a bool will not do for an int.
     good = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
     if not good:
-        raise ValueError(f'{name}={value!r} is not {_KIND_NAMES[kind]}: give one')
+        raise ValueError(f'{name}={value!r} is not {KIND_NAMES[kind]}: give one')
     if choices and value not in choices:
         more = f', or register it first by init.register_{name}' if name in ('dataset', 'model') else ''
         raise ValueError(f'{name}={value!r} is unknown: use {" or ".join(str(c) for c in choices)}{more}')
@@ -319,6 +333,17 @@ def _check_together(config: Config) -> None:
         )
     if c.dataset == 'rhm' and c.num_synonyms > c.num_features:
         raise ValueError(f'num_synonyms={c.num_synonyms} exceeds num_features={c.num_features}: lower it')
+    if c.zipf and c.dataset != 'rhm':
+        raise ValueError(f"zipf={c.zipf:g} needs dataset='rhm': set it, or zipf=0")
+    if c.zipf and (1 + c.zipf) * math.log10(c.num_synonyms) > 36:  # near the smallest number of float32
+        raise ValueError(
+            f'zipf={c.zipf:g} makes the last of num_synonyms={c.num_synonyms} productions rarer than 1e-36: lower it'
+        )
+    if not _are_levels(c.zipf_levels, c.num_layers):
+        raise ValueError(
+            f'zipf_levels={c.zipf_levels!r} does not name levels of rules: use leaves, all, or numbers from 0 '
+            f'(the root) to num_layers - 1={c.num_layers - 1}, with commas between them'
+        )
     if c.filtered > c.num_layers:
         raise ValueError(f'filtered={c.filtered} exceeds num_layers={c.num_layers}: lower it, or use -1')
     if c.num_classes > c.num_features:
@@ -337,6 +362,10 @@ def _check_together(config: Config) -> None:
         raise ValueError(f'outname={c.outname!r} has too long a name in it: use at most 200 bytes for each')
     if c.max_iters // c.print_freq > 10**6:
         raise ValueError(f'print_freq={c.print_freq} makes over a million records of max_iters={c.max_iters}: raise it')
+
+
+def _are_levels(text: str, L: int) -> bool:
+    return text in ('leaves', 'all') or all(word.isdecimal() and int(word) < L for word in text.split(','))
 
 
 def _check_model(c: Config) -> None:
@@ -394,95 +423,3 @@ def _check_task(c: Config) -> None:
         raise ValueError(f"mask_rate={c.mask_rate:g} needs objective='masked': set it, or mask_rate=0")
     if c.noise and c.objective != 'denoise':
         raise ValueError(f"noise={c.noise:g} needs objective='denoise': set it, or noise=0")
-
-
-# ---------------------------------------------------------------------- the command line
-
-_KINDS: dict[str, type] = {'int': int, 'int | None': int, 'int | str': str, 'float': float, 'str': str, 'bool': bool}
-_KIND_NAMES = {int: 'a whole number', float: 'a number', str: 'a text', bool: 'true or false'}
-
-
-def _kind(field: dataclasses.Field[Any]) -> type:
-    return _KINDS[str(field.type)]
-
-
-# What argparse leaves unsaid.
-_REMEDIES = {'expected one argument': 'give it a value', 'ignored explicit argument': 'give it without a value'}
-
-
-# How long a process of several waits for process 0 to say what is wrong.
-_SECONDS_TO_SAY_WHY = 20.0
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line on standard error and status 2, without the usage."""
-        message += ''.join(f': {remedy}' for found, remedy in _REMEDIES.items() if found in message)
-        if os.environ.get('RANK', '0') == '0':
-            print(f'{self.prog}: error: {message}', file=sys.stderr)
-        else:  # of several processes on one run, one says it; torchrun ends all of them as soon as one has ended
-            time.sleep(_SECONDS_TO_SAY_WHY)
-        sys.exit(2)
-
-
-def not_a_value(text: str, kind: str) -> str:
-    """The message for a text that is not a value of its kind; several values are answered with how to write them."""
-    if ',' in text or '..' in text:
-        return f'{text!r} is not {kind}: several values are a sweep, in code.sh as "1 2 3", or 1..3:5 for five of them'
-    return f'{text!r} is not {kind}: give one'
-
-
-def _reader(kind: type) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        try:
-            return kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(not_a_value(text, _KIND_NAMES[kind])) from None
-
-    return read
-
-
-def make_parser(prog: str = 'rlm-train') -> argparse.ArgumentParser:
-    """The parser of a run's command line: one `--name` for each option, in groups."""
-    parser = _Parser(
-        prog=prog,
-        description='Train a causal model on sequences of the Random Language Model, against their exact floors. '
-        'Trees are complete and binary; all levels share one alphabet.',
-        allow_abbrev=False,
-    )
-    groups: dict[str, Any] = {}
-    for field in dataclasses.fields(Config):
-        group = groups.setdefault(field.metadata['group'], None)
-        if group is None:
-            group = groups[field.metadata['group']] = parser.add_argument_group(field.metadata['group'])
-        flag, help, kind = f'--{field.name}', field.metadata['help'], _kind(field)
-        # The languages call seed_sample seed_samples.
-        flags = [flag, '--seed_samples'] if field.name == 'seed_sample' else [flag]
-        choices = field.metadata['choices']
-        if choices:
-            help = f'{help} [{", ".join(str(c) for c in choices)}]'
-        if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=help)
-        else:
-            shown = '' if field.default in (None, '') else f' (default: {field.default})'
-            group.add_argument(*flags, type=_reader(kind), default=field.default, metavar='', help=help + shown)
-    return parser
-
-
-def from_arguments(arguments: Sequence[str] | None = None, prog: str = 'rlm-train') -> Config:
-    """The Config of a command line (that of the process by default).
-
-    Exits with status 2 and one line on standard error for anything that cannot be run.
-    """
-    parser = make_parser(prog)
-    known, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        name = unknown[0].split('=')[0].lstrip('-')
-        fields = dataclasses.fields(Config)
-        flags = [f.name for f in fields] + [f'no-{f.name}' for f in fields if _kind(f) is bool]
-        close = difflib.get_close_matches(name, flags, 1)
-        parser.error(f'{unknown[0]!r} is not an option: {f"did you mean --{close[0]}?" if close else "see --help"}')
-    try:
-        return Config(**vars(known))
-    except ValueError as error:
-        parser.error(str(error))

@@ -91,7 +91,10 @@ def _init_language(config: Config, device: torch.device | str, rules: Tensor | N
             levels, L, prior=prior, seed_samples=config.seed_sample, num_data=num_data, device=device
         )
     if config.dataset == 'rhm':
-        return datasets.RHM(v, config.num_synonyms, L, *seeds, num_data, prior, device=device, rules=rules)
+        return datasets.RHM(
+            v, config.num_synonyms, L, *seeds, num_data, prior, device=device, rules=rules,
+            zipf=config.zipf or None, zipf_levels=config.zipf_levels,
+        )  # fmt: skip
     if config.dataset == 'unambiguous':
         return datasets.Unambiguous(v, L, config.sigma, *seeds, num_data, prior, device=device, rules=rules)
     return datasets.RLM(v, L, config.beta, *seeds, num_data, prior, device=device, rules=rules)

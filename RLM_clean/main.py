@@ -16,7 +16,8 @@ if importlib.util.find_spec('torch') is None:
 
 try:
     from RLM_clean import init
-    from RLM_clean.config import Config, from_arguments
+    from RLM_clean.command_line import from_arguments
+    from RLM_clean.config import Config
     from RLM_clean.training import distributed, loop, machine
     from RLM_clean.training.lifecycle import Outcome, claim
     from RLM_clean.training.loop import DivergedError, Trainer

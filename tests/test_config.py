@@ -12,7 +12,8 @@ from helpers import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from RLM_clean.config import EXECUTION, LENGTH, Config, format_value, from_arguments, make_parser
+from RLM_clean.command_line import from_arguments, make_parser
+from RLM_clean.config import EXECUTION, LENGTH, Config, format_value
 from RLM_clean.datasets import RHM, RLM
 
 DEFAULTS: dict[str, Any] = {
@@ -235,8 +236,8 @@ OTHER: dict[str, Any] = {
     'tie_weights': True, 'objective': 'all', 'optim': 'adam', 'lr': 0.1, 'momentum': 0.5, 'weight_decay': 0.1,
     'grad_clip': 1.0, 'scheduler': 'cosine', 'warmup_time': 9, 'decay_time': 10, 'max_iters': 10,
     'loss_threshold': 0.0, 'dtype': 'bfloat16', 'print_freq': 10, 'save_freq': 1, 'checkpoints': False,
-    'num_classes': 2, 'sigma': 0.5, 'filtered': 1, 'positions': 'none', 'parametrisation': 'mup', 'mask_rate': 0.5,
-    'noise': 0.5, 'bp_records': True,
+    'num_classes': 2, 'zipf': 1.0, 'zipf_levels': 'all', 'sigma': 0.5, 'filtered': 1, 'positions': 'none',
+    'parametrisation': 'mup', 'mask_rate': 0.5, 'noise': 0.5, 'bp_records': True,
     'resume': 'require', 'tensorboard': True, 'device': 'cpu', 'threads': 2, 'compile': 'off', 'deterministic': True,
 }  # fmt: skip
 

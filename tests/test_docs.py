@@ -22,7 +22,8 @@ from helpers import ROOT
 from small_runs import train
 from test_init import own_registry
 
-from RLM_clean.config import Config, from_arguments
+from RLM_clean.command_line import from_arguments
+from RLM_clean.config import Config
 from RLM_clean.runs import load_run
 
 EXTENDING, RECIPES = 'docs/extending.md', 'docs/recipes.md'

@@ -22,7 +22,7 @@ from helpers import arguments, run_main
 from small_runs import train
 
 from RLM_clean import main as main_module
-from RLM_clean.config import from_arguments
+from RLM_clean.command_line import from_arguments
 from RLM_clean.runs import load_run, storage
 from RLM_clean.runs.storage import load
 
@@ -58,6 +58,11 @@ OPTIONS: list[tuple[dict[str, Any], str, str]] = [
     ({'seed_model': 'random'}, "'random'", 'give one'),
     ({'dataset': 'wikipedia'}, "'wikipedia'", 'use rlm or rhm or unambiguous'),
     ({'sigma': -1, 'dataset': 'unambiguous'}, '-1', 'use a finite number, 0 or more'),
+    ({'zipf': 1}, '1', "needs dataset='rhm'"),
+    ({'zipf': -1, 'dataset': 'rhm'}, '-1', 'use a finite number, 0 or more'),
+    ({'zipf': 900, 'dataset': 'rhm'}, '900', 'rarer than 1e-36: lower it'),
+    ({'zipf_levels': 'roots'}, "'roots'", 'use leaves, all, or numbers from 0 (the root) to num_layers - 1=0'),
+    ({'zipf_levels': '0,2', 'num_layers': 2}, "'0,2'", 'num_layers - 1=1'),
     ({'filtered': 3, 'num_layers': 2}, '3', 'lower it, or use -1'),
     ({'filtered': -2}, '-2', 'use a whole number from 0 to num_layers, or -1'),
     ({'num_classes': 9}, '9', 'lower it'),

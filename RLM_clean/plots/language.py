@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -190,7 +191,8 @@ def information_decay(languages: Sequence[TreeGrammar], axes: Axes | None = None
     is the size of the second eigenvalue of the transition matrices of random grammars. The mean square covariance gets
     a factor of lambda^2 from each of the two paths, as if each level had its own rules, and the information is of
     second order in the covariance. RHM: `v^4 / 2` times the mean
-    square covariance, `v (1 - m / v) / (2 m^(2h - 1))`. Other grammars have no such theory and are not averaged.
+    square covariance, `v (1 - m / v) / (2 m^(2h - 1))`. An RHM with Zipf's law has no such theory. Other grammars have
+    none either, and are not averaged.
     """
     axes = own_axes(axes)
     groups = _alike(languages)
@@ -202,13 +204,13 @@ def information_decay(languages: Sequence[TreeGrammar], axes: Axes | None = None
         axes.errorbar(heights, mean, error, fmt='o', color=color, label=name)
         if len(group) > 1:
             axes.plot(heights, values.log().mean(0).exp(), 'o', color=color, markerfacecolor='white')
-        if isinstance(group[0], (RLM, RHM)):
+        if _has_theory(group[0]):
             axes.plot(heights, _expected_information(group[0], heights, mean[0]), color=color, ls='--', lw=1)
     axes.set_yscale('log', nonpositive='clip')
     if any(len(group) > 1 for _, group in groups):
         axes.plot([], [], 'o', color=GREY, label='mean over grammars')
         axes.plot([], [], 'o', color=GREY, markerfacecolor='white', label='geometric mean')
-    if any(isinstance(language, (RLM, RHM)) for language in languages):
+    if any(map(_has_theory, languages)):
         axes.plot([], [], color=GREY, ls='--', lw=1, label='theory of the mean')
     axes.set_xticks(range(1, max(language.L for language in languages) + 1))
     axes.set_xlabel('height of the common ancestor (levels)')
@@ -232,6 +234,10 @@ def _alike(languages: Sequence[TreeGrammar]) -> list[tuple[str, list[TreeGrammar
         (full if sum(name == other for other, _ in known) > 1 else name, group)
         for name, ((full, _), group) in zip(short, groups.items(), strict=True)
     ]
+
+
+def _has_theory(language: TreeGrammar) -> TypeGuard[RLM | RHM]:
+    return isinstance(language, RLM) or (isinstance(language, RHM) and language.zipf is None)
 
 
 def _expected_information(language: RLM | RHM, heights: np.ndarray, first: float) -> np.ndarray:

@@ -30,6 +30,8 @@ def language_name(language: TreeGrammar, sizes: bool = False) -> str:
     """
     if isinstance(language, RHM):
         words = ['RHM', f'm = {language.m}']
+        if language.zipf is not None:
+            words.append(f'Zipf a = {language.zipf:g} at {", ".join(map(str, language.zipf_levels))}')
     elif isinstance(language, RLM):
         words = ['RLM', f'beta = {language.beta:g}']
     else:

@@ -290,8 +290,9 @@ def language_parts(config: Config) -> list[str]:
     c = config
     name = c.dataset.upper() if c.dataset in ('rlm', 'rhm') else c.dataset
     rules = {'rhm': f'm = {c.num_synonyms}', 'unambiguous': f'sigma = {c.sigma:g}'}.get(c.dataset, f'beta = {c.beta:g}')
-    filtered = [] if c.filtered < 0 else [f'filtered to k = {c.filtered}']
-    return [name, f'v = {c.num_features}', f'L = {c.num_layers}', rules, *filtered]
+    more = [f'Zipf a = {c.zipf:g} at {c.zipf_levels}'] if c.zipf else []
+    more += [] if c.filtered < 0 else [f'filtered to k = {c.filtered}']
+    return [name, f'v = {c.num_features}', f'L = {c.num_layers}', rules, *more]
 
 
 def model_parts(config: Config) -> list[str]:

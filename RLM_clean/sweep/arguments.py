@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 from typing import Any, NoReturn
 
-from RLM_clean.config import DEFAULTS, EXECUTION, make_parser, similar
+from RLM_clean.command_line import make_parser
+from RLM_clean.config import DEFAULTS, EXECUTION, similar
 from RLM_clean.sweep.grid import Request, merged, read_axis, read_toml
 from RLM_clean.sweep.slurm import Resources
 

@@ -12,14 +12,13 @@ from RLM_clean.config import Config, format_value
 # How the name of a run says that an option differs from its default: a short code and the value, for texts the value
 # alone, for switches a word. In this order; what is left out is in the name anyway, or is not part of what a run is.
 NAME_CODES = {
-    'num_tokens': 'n', 'beta': 'b', 'num_synonyms': 'm', 'sigma': 's', 'filtered': 'k', 'num_classes': 'nc',
-    'regime': '', 'objective': '', 'mask_rate': 'hidden', 'noise': 'noise', 'model': '', 'positions': 'pos',
-    'parametrisation': '', 'depth': 'depth',
-    'embedding_dim': 'd', 'num_heads': 'heads', 'ffwd_size': 'ff', 'tie_weights': 'tied', 'dropout': 'drop',
-    'optim': '', 'lr': 'lr', 'momentum': 'mom', 'weight_decay': 'wd', 'grad_clip': 'clip', 'scheduler': '',
-    'warmup_time': 'warm', 'decay_time': 'decay', 'batch_size': 'bs', 'accumulation': 'acc', 'input_format': '',
-    'whitening': 'white', 'dtype': '', 'test_size': 'test', 'loss_threshold': 'stop', 'print_freq': 'print',
-    'save_freq': 'save',
+    'num_tokens': 'n', 'beta': 'b', 'num_synonyms': 'm', 'zipf': 'zipf', 'zipf_levels': 'at', 'sigma': 's',
+    'filtered': 'k', 'num_classes': 'nc', 'regime': '', 'objective': '', 'mask_rate': 'hidden', 'noise': 'noise',
+    'model': '', 'positions': 'pos', 'parametrisation': '', 'depth': 'depth', 'embedding_dim': 'd',
+    'num_heads': 'heads', 'ffwd_size': 'ff', 'tie_weights': 'tied', 'dropout': 'drop', 'optim': '', 'lr': 'lr',
+    'momentum': 'mom', 'weight_decay': 'wd', 'grad_clip': 'clip', 'scheduler': '', 'warmup_time': 'warm',
+    'decay_time': 'decay', 'batch_size': 'bs', 'accumulation': 'acc', 'input_format': '', 'whitening': 'white',
+    'dtype': '', 'test_size': 'test', 'loss_threshold': 'stop', 'print_freq': 'print', 'save_freq': 'save',
     'bp_records': 'bp', 'checkpoints': 'ckpt', 'deterministic': 'det', 'seed_rules': 'sr', 'seed_sample': 'ss',
     'seed_model': 'sm',
 }  # fmt: skip

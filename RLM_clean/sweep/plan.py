@@ -23,9 +23,10 @@ from RLM_clean.sweep.grid import Axis, Request, check_axes
 SEEDS = {'rules': 'seed_rules', 'sample': 'seed_sample', 'model': 'seed_model'}
 
 # Runs that differ only in these have the same shapes and the same schedule: they can be trained together.
-OWN_OPTIONS = frozenset(
-    {*SEEDS.values(), 'beta', 'lr', 'momentum', 'weight_decay', 'grad_clip', 'loss_threshold', 'outname'}
-)
+OWN_OPTIONS = frozenset({
+    *SEEDS.values(), 'beta', 'num_synonyms', 'zipf', 'zipf_levels', 'sigma', 'filtered', 'train_size', 'mask_rate',
+    'noise', 'lr', 'momentum', 'weight_decay', 'grad_clip', 'loss_threshold', 'outname',
+})  # fmt: skip
 
 _MOST_RUNS = 10**5
 _REMEDY = 'remove it, and give the command of the sweep again'

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from RLM_clean.config import DEFAULTS, EXECUTION, Config, from_arguments, similar
+from RLM_clean.command_line import from_arguments
+from RLM_clean.config import DEFAULTS, EXECUTION, Config, similar
 from RLM_clean.sweep.grid import SWITCHES, read_values
 from RLM_clean.sweep.names import check_rep, first_name, run_name, sweep_name
 

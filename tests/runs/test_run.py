@@ -31,6 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     'fewer tokens': {'num_layers': 3, 'num_tokens': 5},
     'all of fewer tokens': {**CLM, 'objective': 'all', 'num_layers': 3, 'num_tokens': 5},
     'rhm': {'dataset': 'rhm', 'num_synonyms': 3, 'num_layers': 3},
+    'zipf': {'dataset': 'rhm', 'num_synonyms': 3, 'num_layers': 3, 'zipf': 0.5, 'zipf_levels': '0,2'},
     'fcn': {'model': 'fcn', 'depth': 2},
     'fcn of one-hot': {'model': 'fcn', 'input_format': 'onehot', 'whitening': 1},
     'whitened': {'input_format': 'onehot', 'whitening': 1},

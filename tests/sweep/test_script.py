@@ -17,7 +17,8 @@ from helpers import ROOT, SMALL
 from small_runs import TINY, tiny, train
 
 from RLM_clean import main as run_module
-from RLM_clean.config import Config, from_arguments
+from RLM_clean.command_line import from_arguments
+from RLM_clean.config import Config
 from RLM_clean.sweep import __main__ as sweep_module
 from RLM_clean.sweep import script
 from RLM_clean.sweep.arguments import make_sweep_parser, parse, read_request
@@ -103,7 +104,8 @@ def test_every_option_is_a_variable(asked: Asked) -> None:
 def test_every_variable_reaches_the_run(asked: Asked) -> None:
     options = {
         'dataset': 'rhm', 'num_features': 16, 'num_layers': 3, 'num_synonyms': 4, 'regime': 'offline',
-        'train_size': 256, 'max_epochs': 3, 'batch_size': 32, 'accumulation': 2, 'test_size': 100,
+        'zipf': 0.75, 'zipf_levels': '0,1', 'train_size': 256, 'max_epochs': 3, 'batch_size': 32, 'accumulation': 2,
+        'test_size': 100,
         'input_format': 'onehot', 'whitening': 1, 'model': 'transformer_bert', 'depth': 2, 'embedding_dim': 12,
         'num_heads': 3, 'ffwd_size': 2, 'dropout': 0.25, 'objective': 'denoise', 'optim': 'adam', 'lr': 0.01,
         'momentum': 0.5, 'weight_decay': 0.1, 'grad_clip': 1.5, 'scheduler': 'cosine', 'warmup_time': 3,
@@ -113,8 +115,8 @@ def test_every_variable_reaches_the_run(asked: Asked) -> None:
         'positions': 'rope', 'parametrisation': 'mup',
     }  # fmt: skip
     switches = {'checkpoints': 0, 'tie_weights': 1, 'deterministic': 'yes', 'tensorboard': 'no', 'bp_records': 1}
-    changes = 'b0.5_s0.25_k2_nc5_offline_denoise_noise0.125_bert_posrope_mup_depth2_d12_heads3_ff2_tied_drop0.25_a'
-    changes += 'dam_lr0.01_m_e8b90b18'  # the end is a hash of the whole
+    changes = 'b0.5_zipf0.75_at0,1_s0.25_k2_nc5_offline_denoise_noise0.125_bert_posrope_mup_depth2_d12_heads3_ff2'
+    changes += '_tied_drop0.2_cce82ee0'  # the end is a hash of the whole
     outname = f'out/rhm_16L3_m4_ts256_{changes}_7'
     on = dict.fromkeys(('tie_weights', 'deterministic', 'bp_records'), True)
     expected = Config(outname=outname, **options, checkpoints=False, **on)  # type: ignore[arg-type]
@@ -150,6 +152,10 @@ def test_an_empty_scheduler_is_a_constant_rate(asked: Asked) -> None:
         ({'seed_rules': 7, 'checkpoints': 0}, 'results/rlm_128L1_b2_ts32768_nockpt_sr7_1'),
         ({'depth': 3, 'optim': 'adam', 'lr': '2e-3'}, 'results/rlm_128L1_b2_ts32768_depth3_adam_lr0.002_1'),
         ({'dataset': 'rhm', 'beta': 3}, 'results/rhm_128L1_m8_ts32768_b3_1'),
+        (
+            {'dataset': 'rhm', 'num_layers': 3, 'zipf': 1, 'zipf_levels': '0,2'},
+            'results/rhm_128L3_m8_ts32768_zipf1_at0,2_1',
+        ),
         ({'beta': 1.5, 'rep': 2}, 'results/rlm_128L1_b1.5_ts32768_2'),
         ({'num_features': 32, 'num_layers': 4, 'train_size': 1024}, 'results/rlm_32L4_b2_ts1024_1'),
         ({'dataset': 'rhm', 'num_features': 16, 'num_layers': 2}, 'results/rhm_16L2_m8_ts32768_1'),

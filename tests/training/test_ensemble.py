@@ -18,6 +18,7 @@ from torch import nn
 from RLM_clean.config import Config
 from RLM_clean.runs.files import RunFiles
 from RLM_clean.runs.run import load_run
+from RLM_clean.sweep.plan import OWN_OPTIONS
 from RLM_clean.training import compiler, ensemble, loop, machine
 from RLM_clean.training.ensemble import Ensemble, fitting, group_size
 from RLM_clean.training.lifecycle import Outcome
@@ -108,6 +109,38 @@ def test_losses_of_500_compiled_steps_are_those_of_lone_runs(optim: str) -> None
         a.advance(500)
         assert len(b.since_record) == 500
         assert b.since_record == pytest.approx(a.since_record, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('shared', 'own'),
+    (
+        (
+            {'dataset': 'rhm'},
+            {'num_synonyms': (2, 3), 'zipf': (0.0, 1.0), 'zipf_levels': ('all', '0'), 'filtered': (-1, 1)},
+        ),
+        ({'dataset': 'unambiguous'}, {'sigma': (0.5, 1.0)}),
+        ({'regime': 'offline', 'max_epochs': 8, 'max_iters': 99}, {'train_size': (24, 64)}),
+        ({'objective': 'masked', 'model': 'transformer_bert'}, {'mask_rate': (0.0, 0.5)}),
+        ({'objective': 'denoise', 'model': 'transformer_bert'}, {'noise': (0.0, 0.5)}),
+    ),
+    ids=('rhm', 'unambiguous', 'offline', 'masked', 'denoise'),
+)
+def test_a_group_may_vary_the_options_of_languages_data_and_tasks(
+    tmp_path: Path, shared: dict[str, Any], own: dict[str, tuple[Any, Any]]
+) -> None:
+    """Those that change no shape; here also runs of different lengths, 24 and 64 steps."""
+    assert own.keys() <= OWN_OPTIONS
+    alone, together = (
+        [
+            tiny(tmp_path / name / str(i) / 'run', **shared, **{o: values[i] for o, values in own.items()})
+            for i in range(2)
+        ]
+        for name in ('alone', 'together')
+    )
+    assert statuses(train_together(together)) == ['done'] * 2
+    for one, other in zip(alone, together, strict=True):
+        train(one)
+        assert_agree(one, other)
 
 
 def test_what_is_not_trained_stays_that_of_each_run() -> None:
