@@ -1,21 +1,134 @@
-"""Learners that count: what a table of n-grams predicts after the same training sequences as a model."""
+"""Learners that count: what they predict of the last token after the same training sequences as a model.
+
+A learner has a method `fit(sequences, v)`, which returns its predictor: a function of contexts `(B, T)` that gives the
+probabilities `q(x | context)` of the next token, `(B, v)` float64. Those of the library count n-grams (`AddConstant`,
+`Empirical`, `WittenBell`, `KneserNey`, in analysis/smoothing.py), or know the tree and estimate its rules (`KnownTree`,
+in analysis/expectation_maximisation.py). `learning_curve` measures one on training sets of several sizes,
+`learner_records` at the steps of a run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from RLM_clean.analysis import counting
+from RLM_clean.analysis.expectation_maximisation import KnownTree
+from RLM_clean.analysis.smoothing import AddConstant, Empirical, KneserNey, WittenBell
 from RLM_clean.config import Config
 from RLM_clean.datasets import TreeGrammar
 from RLM_clean.exact.entropies import mean_and_error
 from RLM_clean.measures import Reference, kl_divergence
 from RLM_clean.runs.files import Record
 
+__all__ = [
+    'AddConstant', 'Empirical', 'KneserNey', 'KnownTree', 'Learner', 'Predictor', 'WittenBell', 'evaluate',
+    'learner_records', 'learning_curve', 'ngram_records', 'sequences_seen', 'training_set',
+]  # fmt: skip
+
+Predictor = Callable[[Tensor], Tensor]
+
 # Sequences that are drawn at a time.
 _CHUNK = 2**18
+
+
+class Learner(Protocol):
+    """What learns from sequences: `fit` gets P training sequences `(P, m)` int64, whose last token is the target."""
+
+    def fit(self, sequences: Tensor, v: int) -> Predictor:
+        """What it predicts after these sequences of a language of v symbols."""
+        ...
+
+
+# ---------------------------------------------------------------------- any learner
+
+
+def learning_curve(grammar: TreeGrammar, reference: Reference, learner: Learner, sizes: Sequence[int]) -> list[Record]:
+    """How good a learner is after training sets of several sizes P: for each {'P', 'testloss', 'excess'}, in nats.
+
+    A training set holds the first P sequences of the training stream, those on which a run with `regime='offline'` and
+    `train_size=P` is trained, and those that an online run has seen when it has drawn P. Of each the learner gets the
+    tokens that `reference` has, and the target. Loss and excess are those of `evaluate`.
+
+        baselines.learning_curve(run.rlm, run.reference, baselines.KneserNey(), [100, 1000, 10000])
+
+    Raises ValueError for sizes below 0, a reference of another task than the prediction of the last token, and what the
+    learner refuses.
+    """
+    width = _width(grammar, reference)
+    if any(size < 0 for size in sizes):
+        raise ValueError(f'sizes={list(sizes)} are not numbers of sequences: use 0 or more')
+    sequences = training_set(grammar, max(sizes, default=0), width)
+    records = []
+    for size in sizes:
+        loss, excess = evaluate(learner.fit(sequences[:size], grammar.v), reference)
+        records.append({'P': size, 'testloss': loss, 'excess': excess})
+    return records
+
+
+def learner_records(
+    grammar: TreeGrammar, reference: Reference, config: Config, learner: Learner, steps: Sequence[int]
+) -> list[Record]:
+    """How good a learner is after the training sequences that a run has seen at each of `steps`.
+
+    Returns a record for each step, {'t', 'testloss', 'excess'} in nats, which `plots.excess_curve` draws beside those
+    of the run. In the offline regime a sequence counts once, however often the run returns to it.
+
+        baselines.learner_records(run.rlm, run.reference, run.config, baselines.WittenBell(), run.steps)
+
+    Raises ValueError for steps below 0, a run that predicts several tokens or another one than the last, and what the
+    learner refuses.
+    """
+    _check_objective(config)
+    width = _width(grammar, reference)
+    if any(step < 0 for step in steps):
+        raise ValueError(f'steps={list(steps)} are not steps of a run: use 0 or more')
+    seen = [sequences_seen(config, step) for step in steps]
+    chunks = list(_training_sequences(grammar, 0, max(seen, default=0), width))
+    sequences = torch.cat(chunks) if chunks else torch.empty(0, width, dtype=torch.int64)
+    records = []
+    for step, size in zip(steps, seen, strict=True):
+        loss, excess = evaluate(learner.fit(sequences[:size], grammar.v), reference)
+        records.append({'t': step, 'testloss': loss, 'excess': excess})
+    return records
+
+
+def evaluate(predictor: Predictor, reference: Reference) -> tuple[float, float]:
+    """The loss and the excess of a predictor q on the contexts of a reference, in nats.
+
+    The excess is `E KL(P || q)`, P the exact posterior of the target, so no draw of a test sequence adds noise; the
+    loss is the floor plus the excess. Both are infinite where q excludes a symbol that is possible.
+    """
+    q = predictor(reference.inputs.cpu())
+    posteriors = reference.posteriors.view(q.shape)
+    excess, _ = mean_and_error(kl_divergence(posteriors, q.log()), reference.weights)
+    return reference.floor()[0] + excess, excess
+
+
+def training_set(grammar: TreeGrammar, size: int, width: int) -> Tensor:
+    """The last `width` tokens of the first `size` sequences of the training stream, `(size, width)` int64."""
+    return grammar.sequences(0, size, last=width).cpu()
+
+
+def _width(grammar: TreeGrammar, reference: Reference) -> int:
+    """The tokens of a context and its target; ValueError where the target is not the last token of the sequence."""
+    size, posteriors = reference.inputs.shape[1], reference.posteriors
+    if posteriors.ndim == 3 and posteriors.shape[1] > 1:
+        raise ValueError("a reference with several targets does not fit learners that count: make one for 'last'")
+    if size >= 2**grammar.L:
+        raise ValueError(f"contexts of all {size} tokens have another target than the last one: use those of 'last'")
+    return size + 1
+
+
+def _check_objective(config: Config) -> None:
+    if config.objective not in ('last', 'all'):
+        raise ValueError(f"objective={config.objective!r} does not predict the next token: count for one with 'last'")
+
+
+# ---------------------------------------------------------------------- a table of n-grams, step by step
 
 
 def ngram_records(
@@ -44,8 +157,7 @@ def ngram_records(
     """
     size, v = reference.inputs.shape[1], grammar.v
     posteriors = reference.posteriors
-    if config.objective not in ('last', 'all'):
-        raise ValueError(f"objective={config.objective!r} does not predict the next token: count for one with 'last'")
+    _check_objective(config)
     if posteriors.ndim == 3 and posteriors.shape[1] > 1:
         raise ValueError("objective='all' has several targets: count for a run with objective='last'")
     if not 1 <= k <= size:

@@ -1,0 +1,228 @@
+"""The learner that knows the tree and estimates the rules: expectation maximisation with exact inference.
+
+Given rules, inference says how often each production `a -> b c` is expected in the trees above the observed sequences;
+given these expected counts, the best rules are their frequencies. The two steps in turn never lower the likelihood: J.
+K. Baker, Trainable grammars for speech recognition, J. Acoust. Soc. Am. 65, S132 (1979), known as inside-outside; A. P.
+Dempster, N. M. Laird and D. B. Rubin, J. R. Stat. Soc. B 39, 1 (1977). The tree is given, so one upward and one
+downward pass of exact/propagation.py are all of it.
+
+**What can be known.** Sequences say nothing of the names of hidden symbols. With rules of its own on each level, every
+permutation of the symbols of a hidden level gives the same sequences, and of the rules at the root only the law of its
+pair of children, `sum_a prior[a] T_0[a, b, c]`, can be estimated: the root is never seen. Rules that all levels share
+name the hidden symbols by the tokens that they stand for, because a symbol has the same children as a hidden symbol
+and as a token's parent: for two levels or more and rules without symmetry, no permutation is left. For one level, there
+is again only the law of the pair. docs/baselines.md says more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from RLM_clean.datasets import TreeGrammar
+from RLM_clean.exact.inference import evidence_log_likelihood, next_token_probs
+from RLM_clean.exact.propagation import (
+    Level,
+    check_possible,
+    children_outside,
+    of_tokens,
+    seen_leaves,
+    sum_product,
+    tree_levels,
+    upward,
+)
+from RLM_clean.streams import random_words, stream_key
+
+# Numbers in the messages of one level of a chunk of sequences: as many as the caches of processors hold.
+_MESSAGE_ENTRIES = 2**17
+# Starts take their random words from the stream 'other' under this index; never change it.
+_STARTS_INDEX = 2
+
+
+# ---------------------------------------------------------------------- the expectation
+
+
+def expected_counts(grammar: TreeGrammar, sequences: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """How often each production is expected above sequences, `(L, v, v, v)`, and `ln P` of each sequence, `(R,)`.
+
+    The counts of level l are the sum over its nodes and over the sequences of
+
+        P(node = a, children = (b, c) | sequence) = alpha[a] T_l[a, b, c] u_left[b] u_right[c] / Z,
+
+    with the messages of exact/propagation.py and Z the sum over a, b, c. A sequence r counts `numbers[r]` times, once
+    by default. Both float64; logarithms in nats. `sequences (R, 2^L)` int64 are tokens of the grammar. About five
+    contractions of v^3 for each node above the parents of tokens. Raises ValueError for shapes that do not fit and for
+    a sequence of probability zero.
+    """
+    L, v = grammar.L, grammar.v
+    if sequences.dim() != 2 or sequences.shape[1] != 2**L:
+        raise ValueError(f'sequences of shape {tuple(sequences.shape)}: for a tree of {2**L} leaves give (R, {2**L})')
+    numbers = torch.ones(len(sequences), dtype=torch.float64) if numbers is None else numbers.double()
+    levels = tree_levels(grammar, 0, sequences.device)
+    counts, log_probs = torch.zeros(L, v, v, v, dtype=torch.float64), []
+    size = max(1, _MESSAGE_ENTRIES // v)
+    for first in range(0, len(sequences), size):
+        rows = slice(first, first + size)
+        messages, log_scale = upward(levels, seen_leaves(sequences[rows]))
+        likelihood = messages[0].values[0] @ grammar.prior
+        check_possible(likelihood > 0, rows)
+        log_probs.append(log_scale + likelihood.log())
+        alpha = grammar.prior.expand(1, len(likelihood), v)
+        for depth, level in enumerate(levels):
+            left, right = messages[depth + 1].values[::2], messages[depth + 1].values[1::2]
+            counts[depth] += _productions(level, alpha, left, right, numbers[rows])
+            if depth < L - 1:
+                alpha = children_outside(level, alpha, left, right)
+    return counts, torch.cat(log_probs) if log_probs else torch.zeros(0, dtype=torch.float64)
+
+
+def _productions(level: Level, alpha: Tensor, left: Tensor, right: Tensor, numbers: Tensor) -> Tensor:
+    """The expected counts `(v, v, v)` of the productions of nodes with outside messages `alpha (nodes, R, v)`."""
+    v = alpha.shape[-1]
+    if left.is_floating_point():
+        below = sum_product(level.T.permute(1, 2, 0), left.flatten(0, 1), right.flatten(0, 1)).view(left.shape)
+    else:
+        below = of_tokens(level, left, right)
+    weighted = (alpha * (numbers[:, None] / (alpha * below).sum(-1, keepdim=True))).flatten(0, 1)
+    if not left.is_floating_point():
+        sums = torch.zeros(v * v, v, dtype=torch.float64).index_add_(0, (left * v + right).flatten(), weighted)
+        return level.T * sums.T.view(v, v, v)
+    lefts, rights = left.flatten(0, 1).T.contiguous(), right.flatten(0, 1)
+    return level.T * torch.stack([(weighted.T * of_b) @ rights for of_b in lefts], 1)
+
+
+# ---------------------------------------------------------------------- the fit
+
+
+@dataclass(frozen=True)
+class FittedRules:
+    """Rules that were estimated, as a language; called on contexts `(B, T)` it returns `P(x_n | context)`, `(B, v)`.
+
+    Attributes:
+        grammar: the language of the best start, with the exact posteriors of exact/inference.py.
+        log_likelihoods: for each start, after 0, 1, 2, ... iterations, `ln P(training sequences)` in nats; with a
+            `weight` above 0, plus the logarithm of the density of the rules a priori: see `fit_rules`.
+        best: the number of the start whose last value is the largest.
+        converged: for each start, whether it ended before `max_iterations`.
+    """
+
+    grammar: TreeGrammar
+    log_likelihoods: list[list[float]]
+    best: int
+    converged: list[bool]
+
+    def __call__(self, contexts: Tensor) -> Tensor:
+        """The exact posterior under the fitted rules; uniform in contexts that they make impossible."""
+        contexts = contexts.cpu()
+        hidden = contexts.new_full((len(contexts), 2**self.grammar.L - contexts.shape[1]), -1)
+        # The tokens of a context stand directly before the target.
+        evidence = torch.cat((hidden[:, 1:], contexts, hidden[:, :1]), 1)
+        possible = evidence_log_likelihood(self.grammar, evidence) > -torch.inf
+        q = torch.full((len(contexts), self.grammar.v), 1 / self.grammar.v, dtype=torch.float64)
+        q[possible] = next_token_probs(self.grammar, contexts[possible])
+        return q
+
+
+@dataclass(frozen=True)
+class KnownTree:
+    """The learner that knows the tree, the law of the root and whether levels share their rules, but not the rules.
+
+    It predicts with the exact posterior of the rules that `fit_rules` estimates; the options are those of `fit_rules`.
+    """
+
+    shared: bool = True
+    prior: Tensor | None = None
+    starts: int = 4
+    weight: float = 1.0
+    seed: int = 0
+    max_iterations: int = 500
+    tolerance: float = 1e-7
+
+    def fit(self, sequences: Tensor, v: int) -> FittedRules:
+        """What it predicts after training sequences `(P, 2^L)` int64, of which the last token is the target."""
+        return fit_rules(sequences, v, **vars(self))
+
+
+def fit_rules(
+    sequences: Tensor,
+    v: int,
+    shared: bool = True,
+    prior: Tensor | None = None,
+    starts: int = 4,
+    weight: float = 1.0,
+    seed: int = 0,
+    max_iterations: int = 500,
+    tolerance: float = 1e-7,
+) -> FittedRules:
+    """Rules estimated from sequences `(P, 2^L)` int64 by expectation maximisation, the best of several starts.
+
+    With C the expected counts of a level (summed over levels where they share their rules), an iteration replaces
+
+        T[a, b, c] by (C[a, b, c] + weight / v^2) / (sum_bc C[a, b, c] + weight):
+
+    each symbol has `weight` imaginary productions, spread over all pairs, so that no sequence is impossible; 0 gives
+    maximum likelihood. The logarithm of the likelihood plus `weight / v^2 sum_abc ln T[a, b, c]` never falls. A start
+    ends when an iteration gains less than `tolerance` nats a sequence, or after `max_iterations`; the start with the
+    largest value at its end is the result. Start s has rows drawn uniformly from all distributions over pairs, by the
+    seed and s alone.
+
+    `prior (v,)` is the law of the root, uniform by default. Equal sequences are worked on once. Raises ValueError for
+    sequences that do not have the tokens of a tree, and for options out of range.
+    """
+    width = sequences.shape[1] if sequences.dim() == 2 else 0
+    L = width.bit_length() - 1
+    if L < 1 or width != 2**L:
+        raise ValueError(f'sequences of shape {tuple(sequences.shape)}: give (P, 2^L), all the tokens of each tree')
+    if starts < 1 or max_iterations < 1:
+        raise ValueError(f'starts={starts}, max_iterations={max_iterations}: use 1 or more of each')
+    if not weight >= 0 or not tolerance >= 0:
+        raise ValueError(f'weight={weight}, tolerance={tolerance} are out of range: use 0 or more')
+    distinct, numbers = sequences.cpu().unique(dim=0, return_counts=True)
+    found = []
+    for start in range(starts):
+        rules = _random_rules(v, 1 if shared else L, seed, start)
+        found.append(_climb(rules, shared, L, prior, distinct, numbers, weight, max_iterations, tolerance))
+    values = [fit[1] for fit in found]
+    best = max(range(starts), key=lambda start: values[start][-1])
+    return FittedRules(found[best][0], values, best, [fit[2] for fit in found])
+
+
+def _climb(
+    rules: Tensor,
+    shared: bool,
+    L: int,
+    prior: Tensor | None,
+    distinct: Tensor,
+    numbers: Tensor,
+    weight: float,
+    max_iterations: int,
+    tolerance: float,
+) -> tuple[TreeGrammar, list[float], bool]:
+    """The language at the end of one start, the value after each iteration, and whether it converged."""
+    v, values = rules.shape[1], list[float]()
+    constant, least = weight / v**2, tolerance * max(1, int(numbers.sum()))
+    while True:
+        grammar = TreeGrammar(rules[0] if shared else list(rules), L, prior=prior)
+        counts, log_probs = expected_counts(grammar, distinct, numbers)
+        values.append((log_probs @ numbers.double()).item())
+        if weight:
+            values[-1] += constant * rules.log().sum().item()
+        converged = len(values) > 1 and values[-1] - values[-2] <= least
+        if converged or len(values) > max_iterations:
+            return grammar, values, converged
+        if shared:
+            counts = counts.sum(0, keepdim=True)
+        totals = counts.sum((2, 3), keepdim=True) + weight
+        # A symbol that no tree needs keeps its rule.
+        rules = ((counts + constant) / totals.where(totals > 0, 1)).where(totals > 0, rules)
+
+
+def _random_rules(v: int, number: int, seed: int, start: int) -> Tensor:
+    """Rules `(number, v, v, v)` of one start: exponential weights, normalised, are uniform on the simplex."""
+    words = random_words(stream_key(seed, 'other', _STARTS_INDEX, start), torch.arange(number * v**3))
+    uniform = (((words >> 11) & (2**53 - 1)).double() + 0.5) * math.ldexp(1, -53)
+    weights = -uniform.log().view(number, v, v * v)
+    return (weights / weights.sum(2, keepdim=True)).view(number, v, v, v)
