@@ -1,0 +1,183 @@
+"""Fits of power laws: exact ones are found, intervals cover, and the range ends where the exponent drifts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+
+from RLM_clean.analysis.scaling import fit_power_law, local_exponent
+
+Array = NDArray[np.float64]
+P = np.geomspace(256, 65536, 9)
+EXPONENT, AMPLITUDE = 0.5, 48.0
+
+
+def noisy(trial: int, seeds: int, floor: float, noise: float, known: bool) -> Array:
+    """Losses `(seeds, 9)` of a power law: the noise is a fraction of the excess, or of the loss where not `known`."""
+    draws = np.random.default_rng(trial)
+    law = AMPLITUDE * P**-EXPONENT
+    errors = 1 + noise * draws.standard_normal((seeds, len(P)))
+    if known:  # seeds differ in their languages too, by a factor at all sizes
+        return floor + law * (errors + noise * draws.standard_normal((seeds, 1)))
+    return (floor + law) * errors
+
+
+def covered(trials: int, seeds: int, floor: float, noise: float, known: bool) -> int:
+    """In how many trials the interval of the exponent contains the true one."""
+    fits = [
+        fit_power_law(P, noisy(trial, seeds, floor, noise, known), floor if known else None, bootstraps=100)
+        for trial in range(trials)
+    ]
+    return sum(fit.interval[0] <= EXPONENT <= fit.interval[1] for fit in fits)
+
+
+# ---------------------------------------------------------------------- exact laws
+
+
+@pytest.mark.parametrize('exponent', [0.07, 0.5, 2.0])
+@pytest.mark.parametrize('floor', [0.0, 1.3])
+def test_the_law_of_a_curve_without_noise_is_found(exponent: float, floor: float) -> None:
+    loss = floor + AMPLITUDE * P**-exponent
+    for given in (floor, None):
+        fit = fit_power_law(P, loss, given, bootstraps=5)
+        assert (fit.exponent, fit.amplitude) == pytest.approx((exponent, AMPLITUDE), rel=1e-4)
+        assert fit.floor == pytest.approx(floor, abs=1e-4 * loss.min())
+        assert fit.range == (P[0], P[-1]) and fit.drift == 1
+        assert fit(P) == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_growing_law_is_found_where_the_floor_is_given() -> None:
+    """As thresholds grow with the vocabulary."""
+    fit = fit_power_law([8, 16, 32, 64], 3 * np.array([8, 16, 32, 64]) ** 1.5, 0.0)
+    assert fit.exponent == pytest.approx(-1.5, rel=1e-5) and fit.amplitude == pytest.approx(3, rel=1e-4)
+
+
+def test_the_order_of_the_sizes_does_not_matter() -> None:
+    loss = noisy(0, 4, 0.3, 0.05, True)
+    order = np.random.default_rng(1).permutation(len(P))
+    assert fit_power_law(P, loss, 0.3) == fit_power_law(P[order], loss[:, order], 0.3)
+
+
+def test_a_fit_draws_from_a_generator_of_its_own() -> None:
+    loss = noisy(0, 4, 0.0, 0.05, True)
+    before = str(np.random.get_state())  # noqa: NPY002
+    first = fit_power_law(P, loss, 0.0, seed=3)
+    assert str(np.random.get_state()) == before  # noqa: NPY002
+    assert fit_power_law(P, loss, 0.0, seed=3) == first != fit_power_law(P, loss, 0.0, seed=4)
+
+
+# ---------------------------------------------------------------------- intervals
+
+
+def test_intervals_cover_and_are_not_too_wide() -> None:
+    """Of 30 intervals of 95% fewer than 25 cover with probability 0.3%; and they are as wide as theory says.
+
+    The exponent is a mean of those of the seeds, to first order: half a width is t s / sqrt(S), s the standard
+    deviation of the slope of a line through 9 points of relative error 0.1.
+    """
+    assert covered(30, 5, 0.4, 0.1, True) >= 25
+    s = 0.1 / np.sqrt(((np.log(P) - np.log(P).mean()) ** 2).sum())
+    fits = [fit_power_law(P, noisy(trial, 5, 0.0, 0.1, True), 0.0, False, bootstraps=50) for trial in range(30)]
+    halves = [(fit.interval[1] - fit.interval[0]) / 2 for fit in fits]
+    assert np.mean(halves) == pytest.approx(stats.t.ppf(0.975, 4) * s / np.sqrt(5), rel=0.25)
+
+
+KINDS: list[tuple[int, float, float, bool]] = [
+    (5, 0.4, 0.1, True), (3, 0.7, 0.1, True), (8, 0.7, 0.02, False), (5, 0.5, 0.02, False), (1, 0.0, 0.1, True),
+    (1, 0.5, 0.01, False),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('seeds', 'floor', 'noise', 'known'), KINDS)
+def test_intervals_of_95_percent_cover_in_90_to_98_percent_of_200_trials(
+    seeds: int, floor: float, noise: float, known: bool
+) -> None:
+    assert 180 <= covered(200, seeds, floor, noise, known) <= 196
+
+
+def test_one_seed_resamples_residuals_and_several_resample_seeds() -> None:
+    one, several = noisy(0, 1, 0.0, 0.1, True)[0], noisy(0, 4, 0.0, 0.1, True)
+    assert fit_power_law(P, one, 0.0).resampled == 'residuals'
+    assert fit_power_law(P, several, 0.0).resampled == 'seeds'
+    # The same curve for each seed says that there is no noise: only residuals could say otherwise.
+    same = fit_power_law(P, np.stack([one, one]), 0.0)
+    assert same.interval[1] - same.interval[0] < 1e-6 < np.diff(fit_power_law(P, one, 0.0).interval)[0]
+
+
+# ---------------------------------------------------------------------- the range
+
+
+@pytest.mark.parametrize('seeds', [1, 5])
+def test_the_range_leaves_out_the_sizes_before_the_law_begins(seeds: int) -> None:
+    """A plateau up to P = 1000, then a power law."""
+    sizes = np.geomspace(64, 2**16, 11)
+    law = (1 + (sizes / 1000) ** 2) ** -0.3
+    noise = 1 + 0.01 * np.random.default_rng(2).standard_normal((seeds, 11))
+    fit = fit_power_law(sizes, law * noise, 0.0)
+    assert 1000 < fit.range[0] < 5000 and fit.range[1] == sizes[-1] and fit.drift >= 0.05
+    assert fit.exponent == pytest.approx(0.6, abs=0.05)
+    whole = fit_power_law(sizes, law * noise, 0.0, choose_range=False)
+    assert whole.range == (sizes[0], sizes[-1]) and whole.drift < 0.05 and whole.exponent < 0.45
+
+
+def test_a_curve_that_is_nowhere_a_power_law_says_so() -> None:
+    fit = fit_power_law(P, np.exp(-0.1 * (np.log(P) - 3) ** 2), 0.0)
+    assert fit.drift < 0.05
+
+
+def test_a_curve_beyond_all_exponents_is_refused() -> None:
+    with pytest.raises(ValueError, match='loss does not follow a power law of P'):
+        fit_power_law(P, np.exp(-P / 100), 0.0)
+    with pytest.raises(ValueError, match='give the floor, or other sizes'):
+        fit_power_law(P, 5 - 0.1 * np.log(P))
+
+
+def test_a_true_law_keeps_its_whole_range_at_the_level_of_the_test() -> None:
+    """At 5%, of 60 true laws more than 9 are cut with probability 0.1%."""
+    fits = [fit_power_law(P, noisy(trial, 4, 0.0, 0.1, True), 0.0, bootstraps=2) for trial in range(60)]
+    assert sum(fit.range != (P[0], P[-1]) for fit in fits) <= 9
+
+
+# ---------------------------------------------------------------------- local exponents
+
+
+def test_the_local_exponent_of_a_power_law_is_its_exponent_at_every_size() -> None:
+    loss = np.stack([3 * P**-0.4, 2 * P**-1.1])
+    assert local_exponent(P, loss) == pytest.approx(np.array([[0.4], [1.1]]) * np.ones(9), rel=1e-12)
+    assert local_exponent(P, loss[0]).shape == (9,)
+
+
+def test_the_local_exponent_follows_a_bend() -> None:
+    sizes = np.geomspace(1, 1e6, 200)
+    expected = 0.6 * sizes**2 / (1e6 + sizes**2)
+    found = local_exponent(sizes, (1 + sizes**2 / 1e6) ** -0.3)
+    assert found[1:-1] == pytest.approx(expected[1:-1], abs=2e-3)
+
+
+# ---------------------------------------------------------------------- what cannot be fitted
+
+BAD: list[tuple[Any, Any, float | None, str]] = [
+    ([1, 2], [2.0, 1.0], 0.0, 'P has 2 sizes: give 3 or more'),
+    ([1, 2, 4], [2.0, 1.0, 0.5], None, 'P has 3 sizes: give 4 or more'),
+    ([1, 2, 4], [2.0, 1.0], 0.0, r'loss has shape \(2,\) for 3 sizes'),
+    ([1, 2, 2], [2.0, 1.0, 0.5], 0.0, 'or one of them twice'),
+    ([0, 1, 2], [2.0, 1.0, 0.5], 0.0, 'not finite and above 0'),
+    ([1, 2, 4], [2.0, np.nan, 0.5], 0.0, 'loss has values that are not finite'),
+    ([1, 2, 4], [2.0, 1.0, 0.5], 0.5, 'loss=0.5 at P=4 is not above floor=0.5: leave that size out'),
+]
+
+
+@pytest.mark.parametrize(('sizes', 'loss', 'floor', 'said'), BAD, ids=[said for *_, said in BAD])
+def test_what_cannot_be_fitted_is_refused(sizes: Any, loss: Any, floor: float | None, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        fit_power_law(sizes, loss, floor)
+
+
+def test_a_loss_without_a_logarithm_has_no_local_exponent() -> None:
+    with pytest.raises(ValueError, match='loss=-1 has no logarithm'):
+        local_exponent([1, 2, 4], [1.0, -1.0, 2.0])
