@@ -34,7 +34,7 @@ filtered=${filtered:--1}                # k: removes the correlations above sub-
 num_classes=${num_classes:-0}           # symbols that the root can have; 0: all
 
 # ---- data
-regime=${regime:-online}                # online: every batch is new; offline: train_size sequences
+regime=${regime:-online}                # online (new batches), offline (train_size sequences), population (exact loss)
 train_size=${train_size:-$((2 ** 15))}  # names the file; used when regime=offline
 batch_size=${batch_size:-64}
 accumulation=${accumulation:-1}         # batches whose gradients are averaged in one step

@@ -44,6 +44,11 @@ OBJECTIVES = {
     'denoise': ('transformer_bert', 'fcn'),
 }
 
+# The regime population: what a step may go over, and the joint distributions of tokens from which its contexts are
+# found; those with the root are made sequence by sequence.
+MOST_CONTEXTS = 2**16
+_MOST_ENTRIES = {'last': 2**24, 'all': 2**24, 'root': 2**20}
+
 # Options that change where or how a run is computed, not what: a resumed run may have others.
 EXECUTION = frozenset({'outname', 'device', 'threads', 'compile', 'resume', 'tensorboard'})
 # Options that say when a run ends, and nothing else: no batch and no learning rate depends on them.
@@ -109,8 +114,9 @@ class Config:
     seed_model: int = option(11111, 'seeds', 'seed of the initial weights and of dropout', GENERATOR_SEED)
 
     regime: str = option(
-        'online', 'data', 'online: every batch is new; offline: train_size sequences, reshuffled each epoch',
-        choices=('online', 'offline'),
+        'online', 'data', 'online: every batch is new; offline: train_size sequences, reshuffled each epoch; '
+        'population: the exact loss over all contexts, for small languages',
+        choices=('online', 'offline', 'population'),
     )  # fmt: skip
     train_size: int = option(
         32768, 'data', 'size of the training set (regime offline); online it only names the files', POSITIVE
@@ -248,9 +254,18 @@ class Config:
         return self.num_classes or self.num_features if self.objective == 'root' else self.num_features
 
     @property
+    def step_size(self) -> int:
+        """The number of contexts in a step; in the regime population at most, for some may be impossible."""
+        if self.regime != 'population':
+            return self.batch_size * self.accumulation
+        dense = self.num_features**self.context_size
+        rhm = self.num_features * self.num_synonyms ** (2**self.num_layers - 1)
+        return min(dense, rhm) if self.dataset == 'rhm' and self.filtered < 0 else dense
+
+    @property
     def last_step(self) -> int:
         """The step at which the run ends unless it stops early: max_iters, or max_epochs in the offline regime."""
-        if self.regime == 'online':
+        if self.regime != 'offline':
             return self.max_iters
         epochs_end = math.ceil(self.max_epochs * self.train_size / (self.batch_size * self.accumulation))
         return min(self.max_iters, epochs_end)
@@ -350,6 +365,8 @@ def _check_together(config: Config) -> None:
         raise ValueError(f'num_classes={c.num_classes} exceeds num_features={c.num_features}: lower it')
     _check_model(c)
     _check_task(c)
+    if c.regime == 'population':
+        _check_population(c)
     if c.whitening and c.input_format != 'onehot':
         raise ValueError(f"whitening={c.whitening} needs input_format='onehot': set it, or whitening=0")
     if c.regime == 'offline' and c.batch_size * c.accumulation > c.train_size:
@@ -366,6 +383,21 @@ def _check_together(config: Config) -> None:
 
 def _are_levels(text: str, L: int) -> bool:
     return text in ('leaves', 'all') or all(word.isdecimal() and int(word) < L for word in text.split(','))
+
+
+def _check_population(c: Config) -> None:
+    """Raises ValueError for a run on the exact loss whose sum over contexts is too large, or is not known."""
+    if c.objective not in _MOST_ENTRIES:
+        raise ValueError(
+            f"regime='population' does not sum over what objective={c.objective!r} draws: use last, all or root"
+        )
+    if c.accumulation != 1:
+        raise ValueError(f"accumulation={c.accumulation} has no use with regime='population': leave it out")
+    if c.step_size > MOST_CONTEXTS or c.num_features**c.window > _MOST_ENTRIES[c.objective]:
+        raise ValueError(
+            f'num_features={c.num_features} with {c.window} tokens has too many contexts for '
+            "regime='population': lower num_features or num_layers, or use online"
+        )
 
 
 def _check_model(c: Config) -> None:

@@ -165,7 +165,12 @@ def task_logits(model: nn.Module, inputs: Tensor, config: Config) -> Tensor:
 
 
 def task_loss(logits: Tensor, targets: Tensor, config: Config) -> Tensor:
-    """The training loss of the task in nats, `()`, from logits as `task_logits` gives them."""
+    """The training loss of the task in nats, `()`, from logits as `task_logits` gives them.
+
+    In the regime population `targets` are joint probabilities, see training.batches.PopulationFeed.
+    """
+    if config.regime == 'population':
+        return tasks.expected_loss(logits, targets)
     return tasks.of(config).loss(logits, targets)
 
 
@@ -180,7 +185,7 @@ def init_training(
     """The criterion, the optimizer and the scheduler of the learning rate, stepped once after each update."""
     optimizer = init_optimizer(model, config)
     scheduler = optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, config))
-    return tasks.of(config).loss, optimizer, scheduler
+    return lambda logits, targets: task_loss(logits, targets, config), optimizer, scheduler
 
 
 def init_optimizer(model: nn.Module, config: Config) -> optim.Optimizer:

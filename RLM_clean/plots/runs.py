@@ -326,7 +326,7 @@ def save_learning_curve(dynamics: list[Record], language: Language, config: Conf
 def _count_records(dynamics: list[Record], language: Language, config: Config) -> list[Record]:
     """The baseline of counts at the steps of a run; none for longer contexts, and where counting takes long."""
     steps = [record['t'] for record in dynamics]
-    if config.context_size != 1 or not steps:
+    if config.context_size != 1 or config.regime == 'population' or not steps:
         return []
     entries = len(steps) * config.num_features**2
     if baselines.sequences_seen(config, steps[-1]) > _MOST_SEQUENCES or entries > _MOST_ENTRIES:

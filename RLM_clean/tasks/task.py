@@ -136,6 +136,14 @@ class Task:
             raise ValueError(f'num_tokens={num_tokens} does not fit objective={self.name!r}: use all {n} tokens')
 
 
+def expected_loss(logits: Tensor, law: Tensor) -> Tensor:
+    """`-sum P(context, target) ln q(target | context)` in nats: a loss that is an expectation, without sampling noise.
+
+    Logits `(..., c)` and the joint probabilities `(..., c)` of contexts and targets, which sum to one.
+    """
+    return -(law * torch.log_softmax(in_float32(logits), -1)).sum()
+
+
 def in_float32(logits: Tensor) -> Tensor:
     """Logits in float32 or better."""
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

@@ -20,6 +20,7 @@ from RLM_clean.training.step import Loss, Scalars, State, Step, flatten, in_plac
 # Steps whose learning rates are made at a time.
 _STEPS_PREPARED = 1024
 
+Batch = tuple[Tensor, Tensor]
 Function = Callable[[list[Tensor], Tensor, Tensor, Scalars], Tensor]
 
 
@@ -64,13 +65,16 @@ class EagerUpdate:
 class GraphUpdate:
     """Steps taken by one graph of the pure function that writes to the tensors of the model and of the optimizer.
 
-    The base of CompiledUpdate and CapturedUpdate, which say how the graph is run.
+    The base of CompiledUpdate and CapturedUpdate, which say how the graph is run. `batch`, the inputs and targets of a
+    step, is needed where the options do not say their shapes: in the regime population.
     """
 
     steps_per_call = 1
 
-    def __init__(self, model: nn.Module, optimizer: optim.Optimizer, config: Config) -> None:
-        self.model, self.optimizer, self.config = model, optimizer, config
+    def __init__(
+        self, model: nn.Module, optimizer: optim.Optimizer, config: Config, batch: Batch | None = None
+    ) -> None:
+        self.model, self.optimizer, self.config, self.batch = model, optimizer, config, batch
         self.device = next(model.parameters()).device
         _check_buffers(model)
         self.known = range(0)  # the steps whose scalars are in the table
@@ -127,17 +131,23 @@ class GraphUpdate:
 
     def example(self, S: int) -> tuple[Tensor, Tensor, Scalars]:
         """Batches and scalars of the shapes of a call with S steps."""
+        scalars = {name: x.clone() for name, x in self.scalars(0, S).items()}
+        if self.batch is not None:
+            inputs, targets = (x.repeat(S, *[1] * (x.ndim - 1)) for x in self.batch)
+            return inputs, targets, scalars
         c = self.config
         inputs = torch.zeros(S, c.accumulation, c.batch_size, c.context_size, dtype=torch.int64, device=self.device)
         targets = inputs.clone() if tasks.of(c).at_each else inputs[..., -1].clone()
-        return inputs, targets, {name: x.clone() for name, x in self.scalars(0, S).items()}
+        return inputs, targets, scalars
 
 
 class CompiledUpdate(GraphUpdate):
     """Steps compiled into C++ by torch. Raises CompilationError where that fails; then nothing was changed."""
 
-    def __init__(self, model: nn.Module, optimizer: optim.Optimizer, config: Config) -> None:
-        super().__init__(model, optimizer, config)
+    def __init__(
+        self, model: nn.Module, optimizer: optim.Optimizer, config: Config, batch: Batch | None = None
+    ) -> None:
+        super().__init__(model, optimizer, config, batch)
         self.function = compiled(self.write, self.tensors, *self.example(1))
 
     def run(self, inputs: Tensor, targets: Tensor, scalars: Scalars) -> Tensor:
@@ -149,8 +159,10 @@ class CapturedUpdate(GraphUpdate):
 
     steps_per_call = 16
 
-    def __init__(self, model: nn.Module, optimizer: optim.Optimizer, config: Config) -> None:
-        super().__init__(model, optimizer, config)
+    def __init__(
+        self, model: nn.Module, optimizer: optim.Optimizer, config: Config, batch: Batch | None = None
+    ) -> None:
+        super().__init__(model, optimizer, config, batch)
         self.steps_per_call = max(1, self.steps_per_call // config.accumulation)
 
     def rebind(self) -> None:
@@ -187,12 +199,17 @@ class CapturedUpdate(GraphUpdate):
 Update = EagerUpdate | GraphUpdate
 
 
-def make_update(model: nn.Module, optimizer: optim.Optimizer, config: Config, compile: bool) -> Update:
-    """The way to take the steps of a run on the model's device. Raises CompilationError where `compile` fails."""
+def make_update(
+    model: nn.Module, optimizer: optim.Optimizer, config: Config, compile: bool, batch: Batch | None = None
+) -> Update:
+    """The way to take the steps of a run on the model's device. Raises CompilationError where `compile` fails.
+
+    `batch` is an example of what they are taken on, see GraphUpdate.
+    """
     if not compile:
         return EagerUpdate(model, optimizer, config)
     on_gpu = next(model.parameters()).device.type == 'cuda'
-    return (CapturedUpdate if on_gpu else CompiledUpdate)(model, optimizer, config)
+    return (CapturedUpdate if on_gpu else CompiledUpdate)(model, optimizer, config, batch)
 
 
 def optimizer_state(model: nn.Module, optimizer: optim.Optimizer, config: Config) -> State:

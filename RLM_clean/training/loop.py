@@ -18,11 +18,11 @@ from torch import Tensor, nn, optim
 
 from RLM_clean import init
 from RLM_clean.config import Config
-from RLM_clean.measures import Language, test
+from RLM_clean.measures import Language
 from RLM_clean.runs.files import Record, RunFiles
 from RLM_clean.training import distributed
-from RLM_clean.training.backends import CompilationError, Update, make_update
-from RLM_clean.training.batches import BatchFeed
+from RLM_clean.training.backends import Batch, CompilationError, Update, make_update
+from RLM_clean.training.batches import make_feed
 from RLM_clean.training.machine import Machine
 from RLM_clean.training.progress import Curves, Progress, Say, say
 from RLM_clean.training.signals import Interruption
@@ -54,8 +54,9 @@ class Trainer:
     ) -> None:
         self.config, self.language, self.model, self.optimizer = config, language, model, optimizer
         self.device = torch.device(machine.device)
-        self.machine, self.take_steps = _make_backend(config, model, optimizer, machine, say)
-        self.feed = BatchFeed(language.grammar, config, self.device)
+        self.feed = make_feed(language.grammar, config, self.device)
+        batch = self.feed.example()
+        self.machine, self.take_steps = _make_backend(config, model, optimizer, machine, batch, say)
         self.step = 0
         self.dynamics: list[Record] = []
         self.best: dict[str, Any] = {}
@@ -122,7 +123,7 @@ class Trainer:
         if self.language.filtered is not None:
             levels = self.language.reference.divergences(self.model, self.language.filtered, self.logits)
         if self.step == 0:
-            self.since_record = [self._loss_of_first_batch()]
+            self.since_record = [self.feed.first_loss(self.model, self.logits)]
         self.excess_error = found.excess_error
         self.seconds += time.perf_counter() - start
         record: Record = {
@@ -183,11 +184,6 @@ class Trainer:
         if 'before_record' in resume and self.step not in times:
             self.take_back_record(resume['before_record'])
 
-    def _loss_of_first_batch(self) -> float:
-        grammar, c = self.language.grammar, self.config
-        inputs, targets = (x[0].to(self.device) for x in self.feed.task.batches(grammar, c.window, 0, 1, c.batch_size))
-        return test(self.model, inputs, targets, self.logits)[0]
-
     def _check_finite(self, name: str, value: float, step: int) -> None:
         if not math.isfinite(value):
             raise DivergedError(
@@ -202,7 +198,7 @@ def make_trainer(config: Config, language: Language, machine: Machine, say: Say 
 
 
 def _make_backend(
-    config: Config, model: nn.Module, optimizer: optim.Optimizer, machine: Machine, say: Say
+    config: Config, model: nn.Module, optimizer: optim.Optimizer, machine: Machine, batch: Batch | None, say: Say
 ) -> tuple[Machine, Update]:
     """What takes the steps of a run, and the machine as it turned out: without compilation where that failed."""
     if distributed.is_joined():
@@ -210,7 +206,7 @@ def _make_backend(
     if machine.compile and machine.device == 'cpu':
         say('compiling the step: about ten seconds, less if the same step was compiled before')
     try:
-        return machine, make_update(model, optimizer, config, machine.compile)
+        return machine, make_update(model, optimizer, config, machine.compile, batch)
     except CompilationError as error:
         if config.compile == 'on':
             raise ValueError(f"compile='on' fails ({error}): use auto or off") from None

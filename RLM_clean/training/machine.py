@@ -80,6 +80,8 @@ def check(config: Config) -> None:
         raise ValueError('tensorboard=True needs a package that is not installed: pip install tensorboard')
     if c.batch_size % processes():
         raise ValueError(f'batch_size={c.batch_size} does not divide among {processes()} processes: use a multiple')
+    if c.regime == 'population' and processes() > 1:
+        raise ValueError("regime='population' is for runs of one process: leave torchrun out")
     if c.compile == 'on' and processes() > 1:
         raise ValueError("compile='on' is for runs of one process: use auto, or leave torchrun out")
     if c.compile == 'on' and not can_compile(device):
@@ -114,7 +116,7 @@ def memory_needs(config: Config) -> list[Need]:
     # which floors from more than one token need; all three are kept.
     entry = 12 + (8 if c.context_size > 1 else 0)
     sequence = 8 * c.window
-    batch = c.accumulation * c.batch_size
+    batch = c.step_size
     ahead = 3 * min(STEPS_AHEAD * batch * sequence, 8 * TOKENS_AHEAD)  # sequences, inputs, and a copy to work on
     positions = c.context_size if tasks.of(c).at_each else 1
     return [
@@ -148,7 +150,7 @@ def num_weights(config: Config) -> int:
 def num_activations(config: Config) -> int:
     """About the number of activations that one step keeps for its gradient."""
     c = config
-    sequences, width = c.accumulation * c.batch_size, c.ffwd_size * c.embedding_dim
+    sequences, width = c.step_size, c.ffwd_size * c.embedding_dim
     if c.model == 'fcn':
         return sequences * (c.context_size * c.num_inputs + 2 * c.depth * width)
     if c.model in ('cnn', 'lcn'):
@@ -173,7 +175,8 @@ def memory_of(device: torch.device) -> float:
 
 def step_products(config: Config) -> int:
     """About how many multiplications of matrix entries one update takes: three for each weight and position."""
-    d, positions = config.embedding_dim, config.batch_size * config.context_size
+    contexts = config.step_size // config.accumulation
+    d, positions = config.embedding_dim, contexts * config.context_size
     per_block = 4 * d * d + 2 * config.ffwd_size * d * d
     return 3 * positions * (config.depth * per_block + d * config.num_features)
 

@@ -265,6 +265,7 @@ def test_what_is_drawn_ahead_changes_no_batch(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(batches, 'TOKENS_AHEAD', 1)
         single = BatchFeed(trainer.language.grammar, trainer.config, trainer.device)
         monkeypatch.undo()
+        assert isinstance(trainer.feed, BatchFeed)
         assert (single.chunk, trainer.feed.chunk) == (1, machine.STEPS_AHEAD)
         for step in (0, 1, 200, 127, 128, 0):
             for a, b in zip(trainer.feed(step), single(step), strict=True):
