@@ -42,6 +42,7 @@ __all__ = [
     'divergence_from_window',
     'entropy',
     'excess_loss',
+    'filtered_predictions',
     'format_estimate',
     'kl_divergence',
     'marginal',
@@ -288,10 +289,19 @@ def prepare_language(
     return Language(grammar, whole, lowest[0], floors[0][0], floors, numbers)
 
 
-def filtered_predictions(grammar: TreeGrammar, reference: Reference, task: Task) -> Tensor:
-    """The predictions of BP_0, ..., BP_L in the contexts of a reference, `(N, L + 1, c)` or `(N, L + 1, T, c)`."""
-    heights = filtered.heights(grammar)
-    return torch.stack([task.best(grammar.filtered(k), reference.inputs).cpu() for k in heights], 1)
+def filtered_predictions(
+    grammar: TreeGrammar, reference: Reference, task: Task, heights: Iterable[int] | None = None
+) -> Tensor:
+    """The predictions of BP_k in the contexts of a reference, `(N, K, c)` or `(N, K, T, c)` for K heights k.
+
+    They are 0, ..., L by default. Raises ValueError for a height that the language does not have.
+    """
+    possible = filtered.heights(grammar)
+    chosen = possible if heights is None else list(heights)
+    for k in chosen:
+        if k not in possible:
+            raise ValueError(f'k={k} is not a height of this language: use 0 to {possible[-1]}')
+    return torch.stack([task.best(grammar.filtered(k), reference.inputs).cpu() for k in chosen], 1)
 
 
 def format_estimate(estimate: Estimate, contexts: int = 0) -> str:

@@ -47,12 +47,12 @@ WIDTHS = (64, 128, 256, 512)
 class DrawnOnce(RLM):
     """A language whose training batches were drawn before: what a step takes without its sequences."""
 
-    drawn: tuple[Tensor, Tensor] | None = None
+    drawn: Tensor | None = None
 
-    def batches(self, step: int, num_steps: int, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        """The same batches for any step."""
-        if self.drawn is None or len(self.drawn[0]) != num_steps:
-            self.drawn = super().batches(0, num_steps, *arguments, **options)
+    def leaf_batches(self, step: int, num_steps: int, *arguments: Any, **options: Any) -> Tensor:
+        """The same sequences for any step."""
+        if self.drawn is None or len(self.drawn) != num_steps:
+            self.drawn = super().leaf_batches(0, num_steps, *arguments, **options)
         return self.drawn
 
 

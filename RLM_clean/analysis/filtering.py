@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
-
 from RLM_clean import measures
 from RLM_clean.analysis.predictions import model_at, model_steps
 from RLM_clean.exact import filtered
@@ -32,15 +30,11 @@ def filtered_divergences(
     Raises ValueError for a k that is not a height of the language, and for a step without weights.
     """
     contexts = measures.reference(run.rlm, run.config.context_size, run.task, num_samples)
-    heights = filtered.heights(run.rlm)
-    chosen = list(heights) if ks is None else list(ks)
-    for k in chosen:
-        if k not in heights:
-            raise ValueError(f'k={k} is not a height of this language: use 0 to {heights[-1]}')
-    predictors = [run.task.best(run.rlm.filtered(k), contexts.inputs).cpu() for k in chosen]
+    chosen = list(filtered.heights(run.rlm) if ks is None else ks)
+    predictors = measures.filtered_predictions(run.rlm, contexts, run.task, chosen)
     found: dict[int, list[Estimate]] = {k: [] for k in chosen}
     for step in model_steps(run) if steps is None else steps:
-        at_step = contexts.divergences(model_at(run, step), torch.stack(predictors, 1), run.logits)
+        at_step = contexts.divergences(model_at(run, step), predictors, run.logits)
         for k, estimate in zip(chosen, at_step, strict=True):
             found[k].append(estimate)
     return found
@@ -49,12 +43,8 @@ def filtered_divergences(
 def filtered_floors(run: Run, num_samples: int = 2048) -> dict[int, filtered.Comparison]:
     """What BP_k loses on the task of a run: `{k: (its loss, its divergence from the best predictor)}`, in nats."""
     contexts = measures.reference(run.rlm, run.config.context_size, run.task, num_samples)
+    predictors = measures.filtered_predictions(run.rlm, contexts, run.task).unbind(1)
     return {
-        k: filtered.compare(
-            contexts.posteriors,
-            run.task.best(run.rlm.filtered(k), contexts.inputs).cpu(),
-            contexts.positions,
-            contexts.weights,
-        )
-        for k in filtered.heights(run.rlm)
+        k: filtered.compare(contexts.posteriors, predicted, contexts.positions, contexts.weights)
+        for k, predicted in zip(filtered.heights(run.rlm), predictors, strict=True)
     }

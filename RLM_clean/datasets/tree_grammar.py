@@ -190,11 +190,22 @@ class TreeGrammar(Dataset):
         offline regime (`num_data`) the training stream is the endless row of epochs, each a permutation of the training
         set, cut into batches.
         """
-        depth = self._depth(L)
-        indices = self._batch_indices(step * batch_size, num_steps * batch_size, stream)
-        leaves = self._leaves(indices, stream, depth, last=last).view(num_steps, batch_size, -1)
+        leaves = self.leaf_batches(step, num_steps, batch_size, stream, L, last)
         inputs, targets = leaves[..., :-1], leaves[..., -1]
         return (inputs if self.transform is None else self.transform(inputs)), targets
+
+    def leaf_batches(
+        self,
+        step: int,
+        num_steps: int,
+        batch_size: int,
+        stream: str = 'train',
+        L: int | None = None,
+        last: int | None = None,
+    ) -> Tensor:
+        """The sequences of `batches`, `(num_steps, B, 2^L)` int64, which no transform changes."""
+        indices = self._batch_indices(step * batch_size, num_steps * batch_size, stream)
+        return self._leaves(indices, stream, self._depth(L), last=last).view(num_steps, batch_size, -1)
 
     def root_batches(self, step: int, num_steps: int, batch_size: int, stream: str = 'train') -> Tensor:
         """The symbols at the roots of the sequences of `batches`, `(num_steps, B)` int64."""

@@ -23,7 +23,7 @@ Estimate = tuple[float, float]
 _EXACT_ENTRIES = 2**24
 # Multiplications in float64 that the sampled posteriors of one quantity may take: about five seconds on two cores.
 _SAMPLING_BUDGET = 2e11
-_MULTIPLICATIONS_A_SECOND = 2.5e10
+MULTIPLICATIONS_A_SECOND = 2.5e10
 # What a node costs at least, in multiplications: drawing it, and reading and writing its messages. It counts for
 # v < 37 in contexts of more than 2046 tokens; the numbers of shorter contexts never change, so that old runs go on.
 _NODE_COST = 47_000
@@ -153,10 +153,10 @@ def affordable(grammar: TreeGrammar, k: int, num_samples: int) -> int:
 def expected_seconds(grammar: TreeGrammar, k: int, num_samples: int = 4096) -> float:
     """About how long `window_entropies` takes for H_k on one core, without the windows that it builds on."""
     if summable(grammar, k):
-        return grammar.v ** (k + 1) / _MULTIPLICATIONS_A_SECOND
+        return grammar.v ** (k + 1) / MULTIPLICATIONS_A_SECOND
     windows = k + window_ladder(k)[-2] if chained(grammar, k, num_samples) else k
     cost = num_contexts(grammar, k, num_samples) * _context_cost(grammar, windows)
-    return cost / _MULTIPLICATIONS_A_SECOND
+    return cost / MULTIPLICATIONS_A_SECOND
 
 
 def _context_cost(grammar: TreeGrammar, k: int) -> float:

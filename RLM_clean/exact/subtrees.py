@@ -14,6 +14,7 @@ from RLM_clean.datasets import FilteredGrammar, TreeGrammar
 from RLM_clean.exact import filtered_tree
 from RLM_clean.exact.correlations import level_marginals
 from RLM_clean.exact.propagation import (
+    check_possible,
     children_outside,
     in_chunks,
     level_posteriors,
@@ -40,26 +41,24 @@ def subtree_posteriors(grammar: TreeGrammar, likelihoods: Tensor, height: int) -
         raise ValueError(f'height={height} is not that of a sub-tree: use 0 to {L}')
     if isinstance(grammar, FilteredGrammar) and height > grammar.k:
         return filtered_tree.block_posteriors(grammar, likelihoods, height)
-    blocks, leaves = 2 ** (L - height), 2**height
     levels = tree_levels(grammar, L - height, likelihoods.device)
-    laws = level_marginals(grammar)[L - height].to(likelihoods.device)  # (blocks, v)
-    # One row for each sub-tree: row r is number r % blocks of its sequence.
-    rows_of_blocks = likelihoods.reshape(-1, leaves, v)
+    laws = level_marginals(grammar)[L - height].to(likelihoods.device)  # (2^(L - l), v)
 
     def posteriors(rows: slice) -> list[Tensor]:
-        evidence, log_norms = normalised(rows_of_blocks[rows])
-        number = torch.arange(len(rows_of_blocks), device=likelihoods.device)[rows] % blocks
+        # One row for each sub-tree: those of the first sequence from left to right, then those of the second, ...
+        sequences = likelihoods[rows]
+        evidence, log_norms = normalised(sequences.reshape(-1, 2**height, v))
         messages, log_scale = upward(levels, seen_leaves(evidence))
-        law = laws[number]
+        law = laws.repeat(len(sequences), 1)
         alpha = law[None]
         for depth, level in enumerate(levels, 1):
             u = messages[depth].values
             alpha = children_outside(level, alpha, u[::2], u[1::2])
         log_probs = log_norms.sum(1) + log_scale + (messages[0].values[0] * law).sum(1).log()
-        if not (log_probs > -torch.inf).all():
-            row = (rows.start + int((log_probs > -torch.inf).int().argmin())) // blocks
-            raise ValueError(f'row {row} has probability zero under this grammar: remove it, or use its own rules')
-        return [level_posteriors(alpha, messages[-1].values).transpose(0, 1), log_probs]
+        log_probs = log_probs.view(len(sequences), -1)
+        check_possible((log_probs > -torch.inf).all(1), rows)
+        found = level_posteriors(alpha, messages[-1].values).transpose(0, 1)
+        return [found.reshape(sequences.shape), log_probs]
 
-    found, log_probs = in_chunks(posteriors, rows_of_blocks, v, 2 * leaves * v)
-    return found.reshape(-1, 2**L, v), log_probs.view(-1, blocks)
+    found, log_probs = in_chunks(posteriors, likelihoods, v, 2 * 2**L * v)
+    return found, log_probs

@@ -17,7 +17,15 @@ from RLM_clean.exact.correlations import leaf_marginals
 from RLM_clean.exact.entropies import Estimate
 from RLM_clean.exact.subtrees import subtree_posteriors
 from RLM_clean.streams import STREAMS, random_words, stream_key
-from RLM_clean.tasks.task import Contexts, Task, drawn, leaf_likelihoods, number_of_contexts, window_estimate
+from RLM_clean.tasks.task import (
+    Batches,
+    Contexts,
+    Task,
+    leaf_likelihoods,
+    number_of_contexts,
+    subtree_products,
+    window_estimate,
+)
 
 # The noises of a run that draws them for each sequence: the middles of equal parts of 0..1.
 DRAWN_NOISES = tuple((2 * i + 1) / 16 for i in range(8))
@@ -42,18 +50,10 @@ class Denoise(Task):
         """The values that eps can have, equally likely."""
         return (self.noise,) if self.noise else DRAWN_NOISES
 
-    def batches(
-        self,
-        grammar: TreeGrammar,
-        num_tokens: int,
-        step: int,
-        num_steps: int,
-        batch_size: int,
-        stream: str = 'train',
-    ) -> tuple[Tensor, Tensor]:
+    def pairs(self, grammar: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
         """The noisy and the clean leaves, `(S, B, n)`."""
-        leaves = drawn(grammar, step, num_steps, batch_size, stream)
-        noisy = self.noisy(grammar, leaves.flatten(0, 1), step * batch_size, stream)
+        leaves = grammar.leaf_batches(*batches)
+        noisy = self.noisy(grammar, leaves.flatten(0, 1), batches.first, batches.stream)
         return noisy.view(leaves.shape), leaves
 
     def noisy(self, grammar: TreeGrammar, leaves: Tensor, first: int, stream: str, seed: int | None = None) -> Tensor:
@@ -76,7 +76,7 @@ class Denoise(Task):
         self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096, seed: int | None = None
     ) -> Contexts:
         """Sequences of the stream 'floors' with noise."""
-        number = number_of_contexts(grammar, num_samples, num_tokens * grammar.v, len(self.noises))
+        number = self.num_contexts(grammar, num_tokens, num_samples)
         inputs = self.noisy(grammar, grammar.sequences(0, number, 'floors', seed=seed), 0, 'floors', seed)
         return Contexts(inputs, self.best(grammar, inputs).cpu(), None)
 
@@ -93,9 +93,13 @@ class Denoise(Task):
             return torch.special.entr(leaf_marginals(grammar)).sum(1).mean().item(), 0.0
         return window_estimate(self._within(grammar, contexts.inputs, k.bit_length() - 1).cpu(), contexts)
 
-    def expected_seconds(self, grammar: TreeGrammar, num_tokens: int, floors: bool = True) -> float:
-        """About how long the contexts, and the floors, take on one core: a pass for each noise."""
-        return len(self.noises) * super().expected_seconds(grammar, num_tokens, floors)
+    def num_contexts(self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096) -> int:
+        """How many contexts `contexts` gives: each takes the passes over the tree once for each noise."""
+        return number_of_contexts(grammar, num_samples, num_tokens * grammar.v, len(self.noises))
+
+    def products(self, grammar: TreeGrammar, k: int) -> float:
+        """About how many multiplications the prediction from sub-trees of k leaves takes for one context."""
+        return len(self.noises) * subtree_products(grammar, k)
 
     def likelihoods(self, grammar: TreeGrammar, inputs: Tensor, noise: float) -> Tensor:
         """`P(y_i | x_i = a) = (1 - eps) [a = y_i] + eps / v`, `(N, n, v)` float64: the evidence of noisy tokens."""

@@ -20,12 +20,13 @@ from RLM_clean.exact.subtrees import subtree_posteriors
 from RLM_clean.streams import STREAMS, random_words, stream_key
 from RLM_clean.tasks.task import (
     IGNORED,
+    Batches,
     Contexts,
     Task,
-    drawn,
     in_float32,
     leaf_likelihoods,
     number_of_contexts,
+    subtree_products,
     window_estimate,
 )
 
@@ -45,19 +46,10 @@ class Masked(Task):
     at_each: ClassVar[bool] = True
     mask: ClassVar[bool] = True
 
-    def batches(
-        self,
-        grammar: TreeGrammar,
-        num_tokens: int,
-        step: int,
-        num_steps: int,
-        batch_size: int,
-        stream: str = 'train',
-    ) -> tuple[Tensor, Tensor]:
+    def pairs(self, grammar: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
         """The leaves with hidden ones replaced by v, and the hidden ones (IGNORED at the others), `(S, B, n)`."""
-        leaves = drawn(grammar, step, num_steps, batch_size, stream)
-        first, count = step * batch_size, num_steps * batch_size
-        hidden = self.hidden(grammar, first, count, stream).view(leaves.shape)
+        leaves = grammar.leaf_batches(*batches)
+        hidden = self.hidden(grammar, batches.first, batches.number, batches.stream).view(leaves.shape)
         return leaves.masked_fill(hidden, grammar.v), leaves.masked_fill(~hidden, IGNORED)
 
     def hidden(self, grammar: TreeGrammar, first: int, count: int, stream: str, seed: int | None = None) -> Tensor:
@@ -76,7 +68,7 @@ class Masked(Task):
         self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096, seed: int | None = None
     ) -> Contexts:
         """Sequences of the stream 'floors' with hidden tokens; the weights of a context's hidden tokens are equal."""
-        number = number_of_contexts(grammar, num_samples, num_tokens * grammar.v)
+        number = self.num_contexts(grammar, num_tokens, num_samples)
         leaves = grammar.sequences(0, number, 'floors', seed=seed)
         hidden = self.hidden(grammar, 0, number, 'floors', seed)
         inputs, positions = leaves.masked_fill(hidden, grammar.v), hidden.double().cpu()
@@ -96,6 +88,14 @@ class Masked(Task):
             return torch.special.entr(leaf_marginals(grammar)).sum(1).mean().item(), 0.0
         return window_estimate(self._within(grammar, contexts.inputs, k.bit_length() - 1).cpu(), contexts)
 
+    def num_contexts(self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096) -> int:
+        """How many contexts `contexts` gives."""
+        return number_of_contexts(grammar, num_samples, num_tokens * grammar.v)
+
+    def products(self, grammar: TreeGrammar, k: int) -> float:
+        """About how many multiplications the prediction from sub-trees of k leaves takes for one context."""
+        return subtree_products(grammar, k)
+
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean over sequences of the mean of -ln q(hidden token), in nats: logits `(B, n, v)`, targets `(B, n)`."""
         hidden = targets != IGNORED
@@ -103,11 +103,6 @@ class Masked(Task):
         losses = -log_q.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
         losses = losses.where(hidden, 0.0)  # what is not predicted may be infinite
         return (losses.sum(-1) / hidden.sum(-1)).mean()
-
-    def position_weights(self, targets: Tensor) -> Tensor | None:
-        """One over the number of hidden tokens at each of them."""
-        hidden = (targets != IGNORED).double()
-        return hidden / hidden.sum(-1, keepdim=True)
 
     def _within(self, grammar: TreeGrammar, inputs: Tensor, height: int) -> Tensor:
         return subtree_posteriors(grammar, leaf_likelihoods(inputs, grammar.v), height)[0]

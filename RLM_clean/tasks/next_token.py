@@ -13,7 +13,7 @@ from RLM_clean.datasets import TreeGrammar
 from RLM_clean.exact import entropies
 from RLM_clean.exact.entropies import Estimate
 from RLM_clean.exact.inference import all_next_token_probs, next_token_probs
-from RLM_clean.tasks.task import REFERENCE_ENTRIES, Contexts, Task
+from RLM_clean.tasks.task import REFERENCE_ENTRIES, Batches, Contexts, Task
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,10 @@ class Last(Task):
     seen: ClassVar[str] = 'the last k tokens'
     whole: ClassVar[bool] = False
 
-    def batches(
-        self,
-        grammar: TreeGrammar,
-        num_tokens: int,
-        step: int,
-        num_steps: int,
-        batch_size: int,
-        stream: str = 'train',
-    ) -> tuple[Tensor, Tensor]:
+    def pairs(self, grammar: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
         """Inputs `(S, B, num_tokens - 1)` and x_n `(S, B)`."""
-        return grammar.batches(step, num_steps, batch_size, stream, last=num_tokens)
+        leaves = grammar.leaf_batches(*batches, last=num_tokens)
+        return leaves[..., :-1], leaves[..., -1]
 
     def contexts(
         self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096, seed: int | None = None
@@ -95,18 +88,10 @@ class All(Last):
     name: ClassVar[str] = 'all'
     at_each: ClassVar[bool] = True
 
-    def batches(
-        self,
-        grammar: TreeGrammar,
-        num_tokens: int,
-        step: int,
-        num_steps: int,
-        batch_size: int,
-        stream: str = 'train',
-    ) -> tuple[Tensor, Tensor]:
+    def pairs(self, grammar: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
         """Inputs and the token after each, `(S, B, num_tokens - 1)`."""
-        inputs, last = super().batches(grammar, num_tokens, step, num_steps, batch_size, stream)
-        return inputs, torch.cat((inputs[..., 1:], last[..., None]), -1)
+        leaves = grammar.leaf_batches(*batches, last=num_tokens)
+        return leaves[..., :-1], leaves[..., 1:]
 
     def best(self, grammar: TreeGrammar, inputs: Tensor) -> Tensor:
         """`P(next token | inputs up to it)` at each position, `(N, T, v)`."""

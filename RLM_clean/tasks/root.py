@@ -14,7 +14,7 @@ from torch import Tensor
 from RLM_clean.datasets import TreeGrammar
 from RLM_clean.exact.entropies import Estimate
 from RLM_clean.exact.inference import ancestor_posteriors, log_likelihood
-from RLM_clean.tasks.task import Contexts, Task, drawn, number_of_contexts, window_estimate
+from RLM_clean.tasks.task import Batches, Contexts, Task, number_of_contexts, products_of_passes, window_estimate
 
 
 @dataclass(frozen=True)
@@ -29,30 +29,21 @@ class Root(Task):
     name: ClassVar[str] = 'root'
     seen: ClassVar[str] = 'the first k leaves'
 
-    def batches(
-        self,
-        grammar: TreeGrammar,
-        num_tokens: int,
-        step: int,
-        num_steps: int,
-        batch_size: int,
-        stream: str = 'train',
-    ) -> tuple[Tensor, Tensor]:
+    def pairs(self, grammar: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
         """The leaves `(S, B, n)` and the roots `(S, B)`."""
-        leaves = drawn(grammar, step, num_steps, batch_size, stream)
-        return leaves, grammar.root_batches(step, num_steps, batch_size, stream)
+        return grammar.leaf_batches(*batches), grammar.root_batches(*batches)
 
     def contexts(
         self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096, seed: int | None = None
     ) -> Contexts:
         """All sequences with their probabilities where there are at most `num_samples`; otherwise a sample."""
         n, v = 2**grammar.L, grammar.v
-        if v**n <= num_samples:
+        number = self.num_contexts(grammar, num_tokens, num_samples)
+        if number == v**n:
             every = torch.cartesian_prod(*[torch.arange(v)] * n)
             weights = log_likelihood(grammar, every, strict=False).exp()
             leaves, weights = every[weights > 0], weights[weights > 0]
             return Contexts(leaves, self.best(grammar, leaves), weights)
-        number = number_of_contexts(grammar, num_samples, 2 * n * v)
         leaves = grammar.sequences(0, number, 'floors', seed=seed)
         return Contexts(leaves, self.best(grammar, leaves).cpu(), None)
 
@@ -65,6 +56,20 @@ class Root(Task):
         if k == 0:
             return torch.special.entr(grammar.prior).sum().item(), 0.0
         return window_estimate(self._given(grammar, contexts.inputs, k).cpu(), contexts)
+
+    def num_contexts(self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096) -> int:
+        """How many contexts `contexts` gives."""
+        n, v = 2**grammar.L, grammar.v
+        return v**n if v**n <= num_samples else number_of_contexts(grammar, num_samples, 2 * n * v)
+
+    def products(self, grammar: TreeGrammar, k: int) -> float:
+        """About how many multiplications the prediction from the first k leaves takes for one context.
+
+        The posteriors of all nodes are computed. A pair of tokens takes no contraction, so that the k tokens take those
+        of k / 2 leaves.
+        """
+        contractions = max(0, 3 * k // 2 - 5)
+        return products_of_passes(grammar, contractions, messages=3 * 2**grammar.L / 2)
 
     def _given(self, grammar: TreeGrammar, leaves: Tensor, k: int) -> Tensor:
         classes = self.num_classes or grammar.v

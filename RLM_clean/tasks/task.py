@@ -21,6 +21,8 @@ from RLM_clean.exact.entropies import Estimate, mean_and_error, per_context
 
 # Entries of the posteriors that are kept for the excess loss (8 bytes each).
 REFERENCE_ENTRIES = 2**24
+# What it takes to make, normalise and store a message: as long as this many multiplications for each of its v numbers.
+_MESSAGE_COST = 500
 # The target at a position that is not predicted.
 IGNORED = -1
 
@@ -43,6 +45,25 @@ class Contexts(NamedTuple):
     def floor(self) -> Estimate:
         """The mean entropy of the posteriors, which is the lowest loss on the contexts, and its standard error."""
         return mean_and_error(per_context(torch.special.entr(self.posteriors).sum(-1), self.positions), self.weights)
+
+
+class Batches(NamedTuple):
+    """Batches step..step+num_steps-1 of a stream, of `batch_size` sequences each."""
+
+    step: int
+    num_steps: int
+    batch_size: int
+    stream: str = 'train'
+
+    @property
+    def first(self) -> int:
+        """The number of their first sequence in the stream."""
+        return self.step * self.batch_size
+
+    @property
+    def number(self) -> int:
+        """The number of their sequences."""
+        return self.num_steps * self.batch_size
 
 
 @dataclass(frozen=True)
@@ -74,8 +95,14 @@ class Task:
     ) -> tuple[Tensor, Tensor]:
         """Batches step..step+num_steps-1 of a stream: inputs `(S, B, T)` and targets, `(S, B)` or `(S, B, T)`, int64.
 
-        `num_tokens` are the last tokens of the sequence that count. To be defined by a task.
+        `num_tokens` are the last tokens of the sequence that count. The transform of a language that has one is applied
+        to the inputs, as in `TreeGrammar.batches`; for a task with a mask it gets the symbol v at hidden tokens.
         """
+        inputs, targets = self.pairs(grammar, num_tokens, Batches(step, num_steps, batch_size, stream))
+        return (inputs if grammar.transform is None else grammar.transform(inputs)), targets
+
+    def pairs(self, grammar: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
+        """The inputs and targets of `batches`, before any transform of the language. To be defined by a task."""
         raise NotImplementedError
 
     def contexts(
@@ -114,16 +141,24 @@ class Task:
 
     def expected_seconds(self, grammar: TreeGrammar, num_tokens: int, floors: bool = True) -> float:
         """About how long `contexts` takes on one core, and with it the floors."""
-        passes = len(self.windows(num_tokens)) if floors else 1
-        return passes * entropies.expected_seconds(grammar, 2**grammar.L - 1)
+        windows = self.windows(num_tokens) if floors else [num_tokens]
+        products = sum(self.products(grammar, k) for k in windows if k)
+        return self.num_contexts(grammar, num_tokens) * products / entropies.MULTIPLICATIONS_A_SECOND
+
+    def num_contexts(self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096) -> int:
+        """How many contexts `contexts` gives. To be defined by a task."""
+        raise NotImplementedError
+
+    def products(self, grammar: TreeGrammar, k: int) -> float:
+        """About how many multiplications the prediction from k tokens, k > 0, takes for one context.
+
+        To be defined by a task.
+        """
+        raise NotImplementedError
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean of -ln q(target) in nats, in float32 or better: logits `(..., c)`, targets `(...)`."""
         return F.cross_entropy(in_float32(logits).flatten(0, -2), targets.flatten())
-
-    def position_weights(self, targets: Tensor) -> Tensor | None:
-        """The weights `(N, T)` of the targets of each context, which sum to one; None where they are equal."""
-        return None
 
     def num_tokens(self, context_size: int) -> int:
         """The tokens of a sequence that count, where the model sees `context_size` of them."""
@@ -163,10 +198,18 @@ def number_of_contexts(grammar: TreeGrammar, num_samples: int, entries: int, pre
     return min(number, max(entropies.FEWEST_CONTEXTS, REFERENCE_ENTRIES // entries))
 
 
-def drawn(grammar: TreeGrammar, step: int, num_steps: int, batch_size: int, stream: str) -> Tensor:
-    """The sequences of batches of a stream, `(S, B, n)` int64."""
-    inputs, targets = grammar.batches(step, num_steps, batch_size, stream)
-    return torch.cat((inputs, targets[..., None]), -1)
+def subtree_products(grammar: TreeGrammar, k: int) -> float:
+    """About how many multiplications the posteriors of all leaves of a sequence take, from sub-trees of k leaves each.
+
+    Of the 2 k - 1 nodes of a sub-tree, k - 1 take one contraction upwards and two downwards.
+    """
+    n = 2**grammar.L
+    return products_of_passes(grammar, contractions=3 * (k - 1) * n / k, messages=3 * n)
+
+
+def products_of_passes(grammar: TreeGrammar, contractions: float, messages: float) -> float:
+    """About how many multiplications passes over the tree take: v^3 for each contraction, beside their messages."""
+    return contractions * grammar.v**3 + messages * _MESSAGE_COST * grammar.v
 
 
 def leaf_likelihoods(tokens: Tensor, v: int) -> Tensor:

@@ -61,7 +61,7 @@ def test_rows_in_pieces_are_the_rows_at_once(monkeypatch: pytest.MonkeyPatch) ->
     for height in range(4):
         at_once = subtree_posteriors(grammar, evidence, height)
         with monkeypatch.context() as patch:
-            patch.setattr(propagation, '_MESSAGE_ENTRIES', {'cpu': 7 * grammar.v})  # 7 sub-trees at a time
+            patch.setattr(propagation, '_MESSAGE_ENTRIES', {'cpu': 7 * grammar.v})  # 7 sequences at a time
             in_pieces = subtree_posteriors(grammar, evidence, height)
         for a, b in zip(at_once, in_pieces, strict=True):
             assert_close(a, b)
@@ -103,7 +103,9 @@ def test_evidence_of_probability_zero_is_refused_with_its_row(height: int, monke
     leaves = possible.clone()
     leaves[23, 4:6] = torch.tensor(never)
     evidence = torch.nn.functional.one_hot(leaves, 4).double()
-    for rows in (10**4, 7, 1):  # sub-trees at a time
+    for rows in (10**4, 7, 1):  # sequences at a time
         monkeypatch.setattr(propagation, '_MESSAGE_ENTRIES', {'cpu': rows * grammar.v})
-        with pytest.raises(ValueError, match='row 23 has probability zero under this grammar'):
+        with pytest.raises(
+            ValueError, match='row 23 has probability zero under this grammar: remove it, or use the rules it is from'
+        ):
             subtree_posteriors(grammar, evidence, height)

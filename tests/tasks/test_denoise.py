@@ -155,9 +155,3 @@ def test_noise_is_a_function_of_the_number_of_the_sequence() -> None:
         assert torch.equal(task.noisy(grammar, leaves[40:53], 40, 'train'), whole[40:53])
         assert not torch.equal(task.noisy(grammar, leaves, 0, 'train', seed=1), whole)
         assert not torch.equal(task.noisy(grammar, leaves, 0, 'test'), whole)
-
-
-def test_all_noises_take_a_pass_each() -> None:
-    grammar = RLM(128, 3)
-    assert Denoise().expected_seconds(grammar, 8) == 8 * Denoise(0.5).expected_seconds(grammar, 8) > 0
-    assert Denoise(0.5).expected_seconds(grammar, 8, floors=False) < Denoise(0.5).expected_seconds(grammar, 8)

@@ -142,9 +142,6 @@ def test_the_loss_is_the_mean_over_sequences_of_the_mean_over_hidden_tokens() ->
     loss.backward()
     assert logits.grad is not None
     assert torch.equal(logits.grad.abs().sum(-1) > 0, inputs == 5)  # seen tokens teach nothing
-    weights = Masked().position_weights(targets)
-    assert weights is not None and torch.equal(weights > 0, inputs == 5)
-    assert_close(weights.sum(1), torch.ones(30, dtype=torch.float64))
 
 
 def test_what_a_model_says_of_seen_tokens_counts_in_no_measure() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from RLM_clean import measures
 from RLM_clean.datasets import RHM, RLM, TreeGrammar
-from RLM_clean.exact import entropies
+from RLM_clean.exact import entropies, propagation
 from RLM_clean.tasks import All, Denoise, Last, Masked, Root, Task
 from RLM_clean.tasks import task as task_module
 from RLM_clean.tasks.task import IGNORED
@@ -198,6 +198,47 @@ def test_fewer_contexts_are_taken_where_they_are_expensive(task: Task, monkeypat
     monkeypatch.setattr('RLM_clean.tasks.next_token.REFERENCE_ENTRIES', 0)
     monkeypatch.setattr(entropies, 'summable', lambda grammar, k: False)
     assert len(task.contexts(grammar, 4, 100).inputs) == entropies.FEWEST_CONTEXTS
+
+
+@pytest.mark.parametrize('task', WHOLE, ids=str)
+@pytest.mark.parametrize('floors', (True, False), ids=('with floors', 'contexts alone'))
+def test_the_expected_time_counts_the_contractions_that_are_done(
+    task: Task, floors: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where messages cost nothing. Also where contexts are fewer than asked for."""
+    grammar, done = RLM(6, 3), 0
+
+    def counted(tensor: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        nonlocal done
+        done += len(y) * grammar.v**3
+        return sum_product(tensor, x, y)
+
+    sum_product = propagation.sum_product
+    monkeypatch.setattr(propagation, 'sum_product', counted)
+    monkeypatch.setattr(task_module, '_MESSAGE_COST', 0)
+    for budget in (entropies._SAMPLING_BUDGET, 3e7):
+        monkeypatch.setattr(entropies, '_SAMPLING_BUDGET', budget)
+        done = 0
+        contexts = task.contexts(grammar, 8)
+        assert len(contexts.inputs) == task.num_contexts(grammar, 8)
+        if floors:
+            list(task.floors(grammar, 8, contexts))
+        expected = task.expected_seconds(grammar, 8, floors) * entropies.MULTIPLICATIONS_A_SECOND
+        assert expected == pytest.approx(done, rel=1e-12)
+
+
+@every_task
+@pytest.mark.parametrize('num_data', (None, 20), ids=('online', 'offline'))
+def test_a_transform_is_applied_to_the_inputs_of_a_task_alone(task: Task, num_data: int | None) -> None:
+    def transform(x: Tensor) -> Tensor:
+        return F.one_hot(x, 6).float()
+
+    plain = RLM(5, 3, num_data=num_data)
+    transformed = RLM(5, 3, num_data=num_data, transform=transform)
+    for num_tokens in (8,) if task.whole else (8, 3):
+        inputs, targets = task.batches(plain, num_tokens, 3, 2, 4)
+        rows, same = task.batches(transformed, num_tokens, 3, 2, 4)
+        assert torch.equal(rows, transform(inputs)) and torch.equal(same, targets)
 
 
 @every_task
