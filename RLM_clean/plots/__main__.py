@@ -8,27 +8,45 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
+from RLM_clean.config import similar
 from RLM_clean.plots.comparison import compare
 from RLM_clean.plots.style import save
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs a command line, by default that of the process; returns the exit status: 0 done, 2 cannot be drawn."""
-    parser = argparse.ArgumentParser(prog='RLM_clean.plots', description='Draw several runs into one figure.')
-    parser.add_argument('runs', nargs='+', help="names of runs, or a pattern such as 'results/rlm_*'")
-    parser.add_argument('--out', type=Path, default=Path('compare.png'), metavar='FILE', help='.png, .pdf or .svg')
-    options = parser.parse_args(words)
     try:
-        _check(options.out)
-        save(compare(options.runs), options.out)
+        runs, out = _parse(words)
+        try:
+            save(compare(runs), out)
+        except OSError as error:
+            raise ValueError(f'--out={out} cannot be written ({error.strerror}): give another file') from None
     except ValueError as error:
-        return _fail(str(error))
-    except OSError as error:
-        return _fail(f'--out={options.out} cannot be written ({error.strerror}): give another file')
-    _say(f'the figure is {options.out}', sys.stdout)
+        _say(f'RLM_clean.plots: error: {error}', sys.stderr)
+        return 2
+    _say(f'the figure is {out}', sys.stdout)
     return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f'{message}: see --help')
+
+
+def _parse(words: Sequence[str] | None) -> tuple[list[str], Path]:
+    """The runs, and the file of the figure. Raises ValueError, with one sentence, for what cannot be drawn."""
+    parser = _Parser(prog='RLM_clean.plots', description='Draw several runs into one figure.', allow_abbrev=False)
+    parser.add_argument('runs', nargs='*', help="names of runs, or a pattern such as 'results/rlm_*'")
+    parser.add_argument('--out', type=Path, default=Path('compare.png'), metavar='FILE', help='.png, .pdf or .svg')
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise ValueError(f'{unknown[0]!r} is not an option: {similar(unknown[0].split("=")[0], ["--out", "--help"])}')
+    if not options.runs:
+        raise ValueError("no run is named: give names of runs, or a pattern such as 'results/rlm_*'")
+    _check(options.out)
+    return options.runs, options.out
 
 
 def _check(out: Path) -> None:
@@ -36,11 +54,6 @@ def _check(out: Path) -> None:
         raise ValueError(f'--out={out} is a folder: give a file in it, as {out / "compare.png"}')
     if out.suffix.lower() not in ('.png', '.pdf', '.svg'):
         raise ValueError(f'--out={out} has an ending that is not known: use .png, .pdf or .svg')
-
-
-def _fail(message: str) -> int:
-    _say(f'RLM_clean.plots: error: {message}', sys.stderr)
-    return 2
 
 
 def _say(line: str, stream: TextIO | None) -> None:

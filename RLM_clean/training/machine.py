@@ -141,10 +141,12 @@ def num_weights(config: Config) -> int:
         return width * (c.context_size * inputs + (c.depth - 1) * width + targets * c.num_outputs)
     if c.model in ('cnn', 'lcn'):
         patches = [2 ** (c.depth - 1 - i) if c.model == 'lcn' else 1 for i in range(c.depth)]
-        return width * (2 * inputs * patches[0] + 2 * width * sum(patches[1:]) + c.num_outputs)
+        biases = sum(patches)  # those of a narrow network count: one for each of the 2^L - 1 patches of an lcn
+        return width * (2 * inputs * patches[0] + 2 * width * sum(patches[1:]) + biases + c.num_outputs)
     if c.model == 'gru':
         return 6 * c.depth * d**2 + ends
-    return c.depth * (4 + 2 * c.ffwd_size) * d**2 + ends
+    positions = c.context_size * d if c.positions == 'learned' else 0
+    return c.depth * (4 + 2 * c.ffwd_size) * d**2 + ends + positions
 
 
 def num_activations(config: Config) -> int:

@@ -261,6 +261,11 @@ def test_the_command_answers_bad_input_with_one_line_and_status_2(
         ([good, '--out', str(tmp_path)], 'is a folder'),
         ([good, '--out', 'a.jpeg'], 'use .png, .pdf or .svg'),
         ([good, '--out', f'{good}.pt/a.png'], 'cannot be written'),
+        ([good, '--ot', 'a.png'], "'--ot' is not an option: did you mean --out?"),
+        ([good, '--ou=a.png'], "'--ou=a.png' is not an option: did you mean --out?"),
+        ([good, '--grid'], "'--grid' is not an option: see --help"),
+        ([good, '--out'], 'argument --out: expected one argument: see --help'),
+        ([], 'no run is named: give names of runs, or a pattern'),
     ):
         assert main(words) == 2
         said = capsys.readouterr()

@@ -93,12 +93,14 @@ def test_what_cannot_be_run_leaves_nothing_behind(tmp_path: Path) -> None:
         {'model': 'fcn', 'objective': 'masked'},
         {'model': 'cnn', 'num_layers': 3},
         {'model': 'lcn', 'num_layers': 3, 'objective': 'root', 'num_classes': 4},
+        {'model': 'lcn', 'num_layers': 9, 'depth': 9, 'embedding_dim': 4, 'ffwd_size': 1, 'num_features': 2},
+        {'num_layers': 7, 'embedding_dim': 32},
         {'model': 'gru'},
     ],
     ids=str,
 )
 def test_the_size_of_a_model_is_that_of_its_matrices(options: dict[str, Any]) -> None:
-    """One model of memory serves checks and groups; it leaves out norms, biases and positions."""
+    """One model of memory serves checks and groups; it leaves out norms and most biases."""
     config = tiny(**{'depth': 3, 'embedding_dim': 64, 'ffwd_size': 2, 'num_features': 32, **options})
     assert machine.num_weights(config) == pytest.approx(num_parameters(init.init_model(config)), rel=0.05)
 
