@@ -22,6 +22,7 @@ from RLM_clean.analysis.generation import Generation, exact_log_probs
 from RLM_clean.analysis.predictions import AncestorBeliefs, Film, level_names, model_at, model_steps
 from RLM_clean.analysis.probes import AncestorProbes, attention_weights
 from RLM_clean.exact.entropies import Estimate
+from RLM_clean.models import CLM
 from RLM_clean.plots.style import (
     BLACK,
     BLUE,
@@ -174,15 +175,18 @@ def attention_maps(run: Run, inputs: Tensor, step: int | None = None, axes: Any 
     """Where each head looks, as a figure with a row of panels for each block and a column for each head.
 
     Each panel shows the attention weights of `inputs (N, T)`, their mean if N > 1: one row for each query, one column
-    for each token it looks at, labelled with the tokens themselves if N = 1. If the model predicts x_n alone, the last
-    block has one row, since nothing reads the other queries. The model is the one at `step`, by default the last.
+    for each token it looks at, labelled with the tokens themselves if N = 1. A causal model looks at no token ahead, and
+    these weights are left out; transformer_bert looks at all tokens. If a model has one target, x_n or the root, the
+    last block has one row, since nothing reads the other queries. The model is the one at `step`, by default the last.
     Raises ValueError for a model without attention.
     """
-    maps = attention_weights(run, model_at(run, model_steps(run)[-1] if step is None else step), inputs)
-    weights, T = maps.mean(1).numpy(), inputs.shape[1]
-    if run.config.objective == 'last':
+    model = model_at(run, model_steps(run)[-1] if step is None else step)
+    weights, T = attention_weights(run, model, inputs).mean(1).numpy(), inputs.shape[1]
+    assert isinstance(model, CLM)
+    if not run.task.at_each:
         weights[-1, :, :-1] = np.nan
-    weights[..., np.triu(np.ones((T, T), dtype=bool), 1)] = np.nan
+    if model.causal:
+        weights[..., np.triu(np.ones((T, T), dtype=bool), 1)] = np.nan
     rows, columns = weights.shape[:2]
     if axes is None:
         size = (min(1.2 + 2.3 * columns, _WIDEST), 0.6 + 2.2 * rows)

@@ -153,6 +153,17 @@ def test_attention_maps_of_all_tokens_have_every_query() -> None:
     assert np.isfinite(found).sum() == 6
 
 
+@pytest.mark.parametrize('objective', ('last', 'root', 'masked', 'denoise'))
+def test_attention_maps_of_a_model_that_sees_both_sides_show_the_tokens_ahead(objective: str) -> None:
+    """Every row that is read sums to one in the figure."""
+    run = run_of(RLM(v=6, L=2, beta=2.0), depth=2, num_heads=2, model='transformer_bert', objective=objective)
+    maps = [image_of(panel) for panel in panels_of(plots.attention_maps(run, run.test_batch(10)[0]))]
+    for number, found in enumerate(maps):
+        read = slice(None) if run.task.at_each or number < 2 else slice(-1, None)
+        np.testing.assert_allclose(found[read].sum(1), 1, rtol=1e-5)
+        assert np.isfinite(found).sum() == found[read].size
+
+
 def test_probe_curves_draw_the_probes_and_the_exact_values() -> None:
     values = torch.arange(6, dtype=torch.float64).view(2, 3) / 10
     conditions = {name: values + i for i, name in enumerate(('trained', 'untrained', 'shuffled'))}
