@@ -55,6 +55,7 @@ class Result:
             **{name: last.get(name) for name in RECORDED},
             'excess_error': self.end.get('excess_error'),
             'best_loss': best.get('testloss'),
+            'best_excess': best.get('excess'),
             'best_step': best.get('t'),
             'early_stop': self.end.get('early_stop'),
         }
@@ -100,9 +101,9 @@ class Results:
         results.curves('testloss')                   # (2, 2, 3, len(results.steps))
 
     `results[name]` takes every column of runs.csv: an option, a floor (`entropy`, `marginal`, `floor_1`, ...), what was
-    measured last (`trainloss`, `testloss`, `testacc`, `excess`, `excess_error`, `seconds`, `step`), the test loss and
-    the step of the record with the least excess (`best_loss`, `best_step`), `early_stop`, `status`, `run`. Losses are
-    in nats. NaN stands for what is not known. By default that includes the measurements of runs that are not done.
+    measured last (`trainloss`, `testloss`, `testacc`, `excess`, `excess_error`, `seconds`, `step`), the test loss, the
+    excess and the step of the record with the least excess (`best_loss`, `best_excess`, `best_step`), `early_stop`,
+    `status`, `run`. Losses are in nats. NaN stands for what is not known. By default that includes the measurements of runs that are not done.
 
     Attributes:
         axes: the values of each axis, {name: values}; options that vary together are named by the first of them.
@@ -120,7 +121,7 @@ class Results:
         self.steps = np.array(sorted({record['t'] for run in self._counted for record in run.records}), dtype=np.int64)
         self._rows = [run.row() for run in self.runs]
         if done_only:
-            measured = {*RECORDED, 'step', 'best_loss', 'best_step'}
+            measured = {*RECORDED, 'step', 'best_loss', 'best_excess', 'best_step'}
             for row in self._rows:
                 if row['status'] != 'done':
                     row.update(dict.fromkeys(measured))

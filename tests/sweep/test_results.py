@@ -196,6 +196,7 @@ def test_the_best_of_a_run_is_the_record_of_least_excess(tmp_path: Path) -> None
     torch.save(content, path)
     row = read_csv(write_tables(load(plan.folder))[0])[0]
     assert (float(row['best_loss']), int(row['best_step'])) == (7.0, records[2]['t'])
+    assert float(row['best_excess']) == min(record['excess'] for record in records)
 
 
 # ---------------------------------------------------------------------- files that are not what they should be
