@@ -365,6 +365,20 @@ def test_the_closest_predictor_is_that_of_the_smallest_divergence() -> None:
     assert filtering.first_steps([0], {0: [(0.1, 0.0)], 1: [(0.2, 0.0)]}) == {0: 0, 1: math.inf}
 
 
+def test_the_table_of_filtering_has_means_over_runs_and_says_how_many_reached_a_level() -> None:
+    first = [filtering.Row(1.0, 0.3, 0.5, 0), filtering.Row(0.7, 0.0, 0.1, 100)]
+    second = [filtering.Row(1.2, 0.5, 0.9, 0), filtering.Row(0.7, 0.0, 0.3, math.inf)]
+    both = filtering.table([first, second])
+    assert ' '.join(both[1].split()) == '0 1.1000 +- 0.1000 0.4000 +- 0.1000 0.7000 +- 0.2000 0 +- 0'
+    assert ' '.join(both[2].split()) == '1 0.7000 +- 0.0000 0.0000 +- 0.0000 0.2000 +- 0.1000 reached in 1 of 2 runs'
+    assert filtering.table([first])[2].split() == ['1', '0.7000', '0.0000', '0.1000', '100']
+
+
+def test_filtering_takes_one_of_its_sizes() -> None:
+    with pytest.raises(SystemExit):
+        filtering.main(['--deep', '--quick'])
+
+
 @pytest.mark.slow
 def test_filtering_trains_a_run_a_seed_and_compares_each_with_bp(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -372,8 +386,13 @@ def test_filtering_trains_a_run_a_seed_and_compares_each_with_bp(
     monkeypatch.chdir(tmp_path)
     filtering.main(['--quick', '--threads', '1', '--seeds', '2'])
     said = capsys.readouterr().out
-    assert said.count('excess of the model at its end: ') == 2 and 'k = 0: 0 +- 0 (mean of 2 runs' in said
-    assert said.splitlines()[-1] == 'the figure is results/filtering_quick/filtering.png'
+    assert said.count('closest to BP_0, BP_1, ... from step 0, ') == 2
+    assert said.splitlines()[-2:] == [
+        'nats; with several runs means and standard errors, here of 2',
+        'the figure is results/filtering_quick/filtering.png',
+    ]
     run = load_run('results/filtering_quick/seed2')
+    rows = filtering.measured(run)
+    assert rows[-1].excess == 0 and rows[-1].divergence < rows[0].divergence
     assert run.dynamics[-1]['excess'] < 0.5 * run.dynamics[0]['excess']
     assert matplotlib.image.imread('results/filtering_quick/filtering.png').shape[1] > 1000
