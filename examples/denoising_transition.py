@@ -245,6 +245,7 @@ def random_statistics(kind: str, published: bool) -> list[tuple[str, Statistic, 
 
 
 def print_table(size: Size, curves: list[Curves], drawn: dict[str, Curves]) -> None:
+    """The statistics of the curves of all depths, and of noise that is drawn, with their errors, beside the theory."""
     at = averaged_map.threshold(size.v, size.m)
     expected = [theory(size.v, size.m, L, size.noises) for L in size.depths]
     print(f'Random Hierarchy Model, v = {size.v}, m = {size.m}, L up to {size.depths[-1]}')

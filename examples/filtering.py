@@ -93,7 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if train(config).status == 'interrupted':
             return
         found.append(measured(load_run(config.outname)))
-        print(f'seed {seed}: closest to BP_0, BP_1, ... from step {", ".join(f"{row.step:.0f}" for row in found[-1])}')
+        first = ', '.join(f'{row.step:.0f}' if math.isfinite(row.step) else 'never' for row in found[-1])
+        print(f'seed {seed}: closest to BP_0, BP_1, ... from step {first}')
     print('\n'.join(table(found)))
     picture = options.picture or folder / 'filtering.png'
     _draw(folder / 'seed1', picture)

@@ -55,15 +55,15 @@ def fit(sizes: Array, times: Array) -> PowerLaw | None:
     return fit_power_law(sizes[complete], times[complete].T, floor=0.0) if complete.sum() > 2 else None
 
 
-def table(sizes: Array, times: Array, batch_size: int) -> list[str]:
+def table(sizes: Array, times: Array, batches: Array) -> list[str]:
     """A line for each size: the time, also in passes over the training set; then the exponent."""
     lines = []
-    for size, row in zip(sizes, times, strict=True):
+    for size, row, batch in zip(sizes, times, batches, strict=True):
         if np.isnan(row).any():
             lines.append(f'P = {size:6.0f}: {np.isfinite(row).sum()} of {len(row)} runs memorise')
             continue
         mean, error = row.mean(), row.std(ddof=1) / math.sqrt(len(row))
-        lines.append(f'P = {size:6.0f}: {mean:6.0f} +- {error:4.0f} steps, {mean * batch_size / size:6.1f} passes')
+        lines.append(f'P = {size:6.0f}: {mean:6.0f} +- {error:4.0f} steps, {mean * batch / size:6.1f} passes')
     law = fit(sizes, times)
     if law is not None:  # the exponent of a law that falls is positive there
         low, high = law.interval
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results, quick, _, picture = training_sets.train(arguments, __doc__, 'memorisation')
     sizes = np.array(training_sets.QUICK_SIZES if quick else training_sets.SIZES, dtype=float)
     times = departures(results)
-    print('\n'.join(table(sizes, times, int(results['batch_size'].flat[0]))))
+    print('\n'.join(table(sizes, times, results['batch_size'][-1, :, 0])))
     left, right = style.panels(1, 2, size=(11, 4.4))
     figure(results, sizes, times, left, right)
     style.save(left.figure, picture)

@@ -32,32 +32,30 @@ from RLM_clean.sweep.results import Array, Results
 
 OPTIONS: dict[str, Any] = {
     'dataset': 'rhm', 'num_features': 16, 'num_synonyms': 4, 'num_layers': 3, 'regime': 'offline', 'depth': 3,
-    'embedding_dim': 64, 'num_heads': 4, 'optim': 'adam', 'lr': 2e-3, 'warmup_time': 100, 'batch_size': 64,
+    'embedding_dim': 64, 'num_heads': 4, 'optim': 'adam', 'lr': 3e-3, 'warmup_time': 100,
     'max_iters': 8192, 'decay_time': 8192, 'max_epochs': 10**6, 'loss_threshold': 0.02, 'print_freq': 10**6,
 }  # fmt: skip
 WINDOWS = (1, 3, 7)
-SIZES = tuple(2**k for k in range(6, 18))
+SIZES = tuple(2**k for k in range(5, 18))
+LARGEST_BATCH = 128  # or half of the training set
 REPETITIONS = 2
 
 QUICK: dict[str, Any] = {
     'num_features': 8, 'num_synonyms': 2, 'num_layers': 2, 'depth': 1, 'embedding_dim': 16, 'num_heads': 2,
-    'batch_size': 16, 'lr': 1e-2, 'max_iters': 256, 'decay_time': 256, 'warmup_time': 20, 'compile': 'off',
+    'lr': 1e-2, 'max_iters': 256, 'decay_time': 256, 'warmup_time': 20, 'compile': 'off',
 }  # fmt: skip
 QUICK_WINDOWS = (1, 3)
 QUICK_SIZES = (16, 64, 256)
 
 
-def command(folder: Path, windows: Sequence[int], sizes: Sequence[int], repetitions: int, **options: Any) -> list[str]:
+def command(
+    folder: Path, windows: Sequence[int], sizes: Sequence[int], repetitions: int, largest: int, **options: Any
+) -> list[str]:
     """The words of the sweep: windows and sizes, and repetitions with other grammars and weights."""
-    axes = [f'num_tokens={",".join(str(t + 1) for t in windows)}', f'train_size={",".join(map(str, sizes))}']
-    words = [
-        '--outname',
-        str(folder),
-        *(word for axis in axes for word in ('--grid', axis)),
-        '--repetitions',
-        str(repetitions),
-        '--no-checkpoints',
-    ]
+    columns: dict[str, list[int]] = {'train_size': [*sizes], 'batch_size': [min(largest, P // 2) for P in sizes]}
+    words = ['--outname', str(folder), '--grid', f'num_tokens={",".join(str(t + 1) for t in windows)}']
+    words += ['--zip', *(f'{name}={",".join(map(str, column))}' for name, column in columns.items())]
+    words += ['--repetitions', str(repetitions), '--no-checkpoints']
     return [*words, *(f'--{name}={value}' for name, value in options.items())]
 
 
@@ -131,7 +129,16 @@ def train(arguments: Sequence[str] | None, description: str | None, name: str) -
     options = parser.parse_args(arguments)
     folder = options.folder or Path('results/training_sets_quick' if options.quick else 'results/training_sets')
     windows, sizes = (QUICK_WINDOWS, QUICK_SIZES) if options.quick else (WINDOWS, SIZES)
-    if sweep.main(command(folder, windows, sizes, REPETITIONS, **{**OPTIONS, **(QUICK if options.quick else {})})):
+    if sweep.main(
+        command(
+            folder,
+            windows,
+            sizes,
+            REPETITIONS,
+            16 if options.quick else LARGEST_BATCH,
+            **{**OPTIONS, **(QUICK if options.quick else {})},
+        )
+    ):
         raise SystemExit(1)
     results = sweep.load(folder)
     if np.isnan(results['best_loss']).any():

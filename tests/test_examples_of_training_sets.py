@@ -1,0 +1,113 @@
+"""The examples about amounts of data: their numbers on made-up curves, their sweeps, and their quick forms."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from examples import all as every
+from examples import memorisation, phase_diagram, training_sets
+from RLM_clean import sweep
+
+
+def test_a_threshold_is_where_the_loss_is_halfway_between_two_floors() -> None:
+    sizes = np.array([10.0, 100.0, 1000.0])
+    losses = np.array([[3.0, 3.0], [2.0, 3.0], [1.0, 3.0]])
+    found = training_sets.thresholds(sizes, losses, np.array([2.0, 4.0]), np.array([1.0, 1.0]))
+    assert found[0] == pytest.approx(100 * math.sqrt(10))
+    assert np.isnan(found[1])  # 2.5 is not reached
+
+
+def test_a_model_memorises_from_the_step_at_which_the_gap_stays() -> None:
+    """An early gap that closes again is not counted, and neither are records that a run did not make."""
+    steps = np.array([0.0, 1, 10, 50, 100, 1000])
+    gaps = np.array([0.3, 0.2, 0.0, np.nan, 0.05, 0.25])
+    assert memorisation.departure(steps, gaps, 0.15) == pytest.approx(100 * 10**0.5)
+    assert math.isnan(memorisation.departure(steps, gaps, 0.5))
+
+
+def test_the_exponent_of_the_time_is_that_of_its_power_law() -> None:
+    sizes = np.array([64.0, 128, 256, 512, 1024])
+    times = np.stack([2 * sizes**0.8, 2.1 * sizes**0.8], 1)
+    times[-1, 0] = np.nan  # left out
+    law = memorisation.fit(sizes, times)
+    assert law is not None and law.exponent == pytest.approx(-0.8) and law.range == (64, 512)
+    lines = memorisation.table(sizes, times, np.full(5, 16.0))
+    assert lines[-2] == 'P =   1024: 1 of 2 runs memorise' and 'a = 0.80' in lines[-1]
+    assert f'{2.05 * 64**0.8 * 16 / 64:6.1f} passes' in lines[0]
+    assert memorisation.fit(sizes[:2], times[:2]) is None
+
+
+@pytest.mark.slow
+def test_training_sets_and_memorisation_share_their_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training_sets, 'QUICK_SIZES', (16, 64))
+    training_sets.main(['--quick'])
+    printed = capsys.readouterr().out
+    results = sweep.load('results/training_sets_quick')
+    best = results['best_loss'][-1, -1] - results['floor_3'][-1, 0]
+    assert f'window of 3: best loss at P = 64 is H_3 + {best.mean():.4f}' in printed
+    assert re.search(r'level 2, from H_1 to H_3: P_l = +85, ', printed)
+    assert matplotlib.image.imread('results/training_sets_quick/training_sets.png').shape[1] > 1000
+    memorisation.main(['--quick'])
+    printed = capsys.readouterr().out
+    assert '8 runs, 0 of them to train' in printed
+    assert 'P =     16:' in printed and Path('results/training_sets_quick/memorisation.png').exists()
+
+
+@pytest.mark.slow
+def test_the_phase_diagram_has_the_excess_of_each_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    phase_diagram.main(['--quick'])
+    printed = capsys.readouterr().out
+    results = sweep.load('results/phase_diagram_quick/num_layers')
+    excess = results['excess'].reshape(2, 2, 2)
+    for mean, spread in zip(excess.mean(-1).flat, excess.std(-1, ddof=1).flat, strict=True):
+        assert f'{mean:9.3f} +-{spread:5.3f}' in printed
+    learnt = phase_diagram.measured(results)['learnt'][1, 1]
+    loss, nothing, floor = (results[name].reshape(2, 2, 2)[1, 1] for name in ('testloss', 'floor_0', 'entropy'))
+    np.testing.assert_allclose(learnt, (nothing - loss) / (nothing - floor), rtol=1e-6)
+    assert matplotlib.image.imread('results/phase_diagram_quick/phase_diagram.png').shape[1] > 1000
+
+
+# ---------------------------------------------------------------------- all of them
+
+
+def test_all_examples_are_run_once_and_their_numbers_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With two stand-ins, of which the second fails the first time."""
+    (tmp_path / 'examples').mkdir()
+    (tmp_path / 'examples/first.py').write_text(
+        "print('step 1/2  train 3.0')\nprint('answer: 42')\nprint('the figure is x.png')\n"
+        "open('runs', 'a').write('first\\n')"
+    )
+    (tmp_path / 'examples/second.py').write_text("open('runs', 'a').write('second\\n')\nraise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(every, 'NAMES', ('first', 'second'))
+    with pytest.raises(SystemExit):
+        every.main([])
+    (tmp_path / 'examples/second.py').write_text("open('runs', 'a').write('second\\n')\nprint('7 +- 1')")
+    every.main([])
+    assert (tmp_path / 'runs').read_text().split() == ['first', 'second', 'second']
+    page = (tmp_path / 'results/all/outcomes.md').read_text()
+    assert '| first | `python -m examples.first` |' in page and page.count('| done |') == 2
+    assert '```\nanswer: 42\n```' in page and '7 +- 1' in page and 'train 3.0' not in page
+    assert {o['status'] for o in json.loads((tmp_path / 'results/all/outcomes.json').read_text()).values()} == {0}
+
+
+def test_an_unknown_example_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        every.main(['stairs'])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "'stairs' is not an example" in error
