@@ -96,6 +96,7 @@ def recovery(grammar: TreeGrammar, trees: list[Tensor], evidence: Tensor) -> Rec
     levels, prior = tree_levels(grammar, 0, evidence.device), grammar.prior.to(evidence.device)
 
     def survive(rows: slice) -> list[Tensor]:
+        """The three items of Recovery for some rows: one pass up, and one down that collects what it meets."""
         original = [nodes[rows].T for nodes in trees]
         u, pairs = _upward(levels, evidence[rows], original[-1])
         alpha, found, expected = prior.expand(1, len(evidence[rows]), -1), [], []
