@@ -1,4 +1,4 @@
-"""The table of n-grams is that of a plain loop over the same training sequences, and learns with their number."""
+"""Learners that count see the training sequences of a run, no others, and are measured as a model is."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from random_grammars import random_grammar
 from small_runs import tiny
+from torch import Tensor
 
-from RLM_clean import init, measures
+from RLM_clean import init, measures, plots
 from RLM_clean.analysis import baselines
 from RLM_clean.config import Config
 from RLM_clean.training.batches import BatchFeed
@@ -104,3 +106,123 @@ def test_what_cannot_be_counted_is_an_error() -> None:
         records(tiny(model='transformer_clm', objective='all'), [1])
     with pytest.raises(ValueError, match=r'k=7 makes a table of 16\^8 counts: use a smaller window'):
         records(tiny(num_features=16, num_layers=3), [1], k=7)
+
+
+# ---------------------------------------------------------------------- any learner
+
+
+class Spy:
+    """A learner that keeps what it is given, and predicts uniformly."""
+
+    def __init__(self) -> None:
+        self.given: list[Tensor] = []
+
+    def fit(self, sequences: Tensor, v: int) -> baselines.Predictor:
+        self.given.append(sequences.clone())
+        return lambda contexts: torch.full((len(contexts), v), 1 / v, dtype=torch.float64)
+
+
+def fed(config: Config, steps: int) -> Tensor:
+    """The sequences of the batches of a run up to a step, inputs and targets side by side."""
+    feed = BatchFeed(init.init_data(config), config, torch.device('cpu'))
+    found = []
+    for step in range(steps):
+        inputs, targets = feed(step)
+        found.append(torch.cat((inputs.flatten(0, -2), targets.reshape(-1, 1)), 1))
+    return torch.cat(found)
+
+
+def language(config: Config) -> tuple[Any, measures.Reference]:
+    grammar = init.init_data(config)
+    return grammar, measures.reference(grammar, config.context_size, config.objective)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_learner_gets_the_sequences_that_the_run_has_seen(kind: str) -> None:
+    """Bit for bit, in their order; those of an offline run once."""
+    config, spy = tiny(**KINDS[kind]), Spy()
+    grammar, reference = language(config)
+    baselines.learner_records(grammar, reference, config, spy, [0, 1, 5, 24])
+    sequences, per_step = fed(config, 24), config.batch_size * config.accumulation
+    if config.regime == 'offline':
+        sequences = sequences[: config.train_size]
+        assert len(sequences.unique(dim=0)) > 10
+    for step, given in zip([0, 1, 5, 24], spy.given, strict=True):
+        assert torch.equal(given, sequences[: step * per_step])
+
+
+@pytest.mark.parametrize('regime', ['online', 'offline'])
+def test_a_training_set_is_that_of_the_run_of_the_same_size(regime: str) -> None:
+    """An epoch of an offline run with train_size=P holds the same P sequences, shuffled; an online run sees them."""
+    spy = Spy()
+    config = tiny(num_layers=3, regime='online')
+    grammar, reference = language(config)
+    baselines.learning_curve(grammar, reference, spy, [64, 16, 0])
+    for size, given in zip([64, 16, 0], spy.given, strict=True):
+        assert given.shape == (size, 8)
+        if regime == 'online':
+            assert size == 0 or torch.equal(given, fed(config, size // 8))
+        elif size:
+            epoch = fed(tiny(num_layers=3, regime='offline', train_size=size), size // 8)
+            assert sorted(epoch.tolist()) == sorted(given.tolist())
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_table_in_sorted_order_is_the_dense_table(kind: str) -> None:
+    config, steps = tiny(**KINDS[kind]), [0, 1, 5, 24]
+    grammar, reference = language(config)
+    dense = baselines.ngram_records(grammar, reference, config, steps)
+    found = baselines.learner_records(grammar, reference, config, baselines.AddConstant(1), steps)
+    for record, expected in zip(found, dense, strict=True):
+        assert record == pytest.approx(expected, abs=1e-12)
+
+
+def test_loss_and_excess_are_expectations_over_the_exact_posterior() -> None:
+    """A uniform predictor of v symbols loses ln v in every context; its excess is ln v less the floor."""
+    config = tiny(num_layers=3)
+    grammar, reference = language(config)
+    (record,) = baselines.learning_curve(grammar, reference, Spy(), [10])
+    assert record.keys() == {'P', 'testloss', 'excess'} and record['P'] == 10
+    assert record['testloss'] == pytest.approx(np.log(8), abs=1e-12)
+    assert record['excess'] == pytest.approx(np.log(8) - reference.floor()[0], abs=1e-12)
+
+
+def test_every_learner_learns_with_the_number_of_sequences() -> None:
+    """On all contexts of a tree of four tokens: the one that knows the tree needs the fewest."""
+    grammar = random_grammar(3, 2, seed=3, shared=True)
+    reference = measures.reference(grammar)
+    learners: dict[str, baselines.Learner] = {
+        'constant': baselines.AddConstant(), 'empirical': baselines.Empirical(),
+        'Witten-Bell': baselines.WittenBell(), 'Kneser-Ney': baselines.KneserNey(),
+        'tree': baselines.KnownTree(max_iterations=100),
+    }  # fmt: skip
+    ends = {}
+    for name, learner in learners.items():
+        curve = [r['excess'] for r in baselines.learning_curve(grammar, reference, learner, [10, 300, 10_000])]
+        assert curve == sorted(curve, reverse=True) and curve[-1] < curve[0] / 10
+        ends[name] = curve[-1]
+    assert min(ends, key=lambda name: ends[name]) == 'tree'
+
+
+def test_the_records_of_a_learner_are_drawn_beside_those_of_a_run() -> None:
+    config, steps = tiny(num_layers=2), [1, 5, 24]
+    grammar, reference = language(config)
+    run = [{'t': step, 'excess': 1 / step} for step in steps]
+    counts = baselines.learner_records(grammar, reference, config, baselines.KneserNey(), steps)
+    axes = plots.excess_curve(counts, plots.excess_curve(run, label='model'), label='counts')
+    drawn = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in axes.get_lines()}
+    assert drawn['counts'] == [record['excess'] for record in counts]
+
+
+def test_contexts_of_another_task_are_an_error() -> None:
+    grammar = random_grammar(3, 2, seed=1)
+    for objective, message in (('all', 'a reference with several targets'), ('root', 'contexts of all 4 tokens have')):
+        with pytest.raises(ValueError, match=message):
+            baselines.learning_curve(grammar, measures.reference(grammar, objective=objective), Spy(), [1])
+    with pytest.raises(ValueError, match=r'sizes=\[1, -1\] are not numbers of sequences: use 0 or more'):
+        baselines.learning_curve(grammar, measures.reference(grammar), Spy(), [1, -1])
+    config = tiny(model='transformer_bert', objective='masked')
+    with pytest.raises(ValueError, match="objective='masked' does not predict the next token"):
+        baselines.learner_records(*language(config), config, Spy(), [1])
+    with pytest.raises(ValueError, match=r'steps=\[-1\] are not steps of a run: use 0 or more'):
+        baselines.learner_records(*language(tiny()), tiny(), Spy(), [-1])
