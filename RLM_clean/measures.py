@@ -157,25 +157,8 @@ class Evaluation(NamedTuple):
     excess_error: float
 
 
-@dataclass
-class Reference:
-    """Contexts and the exact posteriors of what models predict from them, against which they are measured.
-
-    Attributes:
-        inputs: what a model sees, `(N, T)` int64.
-        posteriors: `P(target | context)`, `(N, c)`, or `(N, T, c)` for a target at each position; float64.
-        weights: the probabilities `(N,)` of the contexts where these are all there are; None for a sample.
-        positions: the weights `(N, T)` of the targets of a context, which sum to one; None where they are equal.
-    """
-
-    inputs: Tensor
-    posteriors: Tensor
-    weights: Tensor | None
-    positions: Tensor | None = None
-
-    def floor(self) -> Estimate:
-        """The mean entropy of the posteriors, which is the lowest loss on them, and its standard error."""
-        return Contexts(self.inputs, self.posteriors, self.weights, self.positions).floor()
+class Reference(Contexts):
+    """Contexts of a task, with the attributes of `tasks.Contexts`, against which models are measured."""
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, logits: Logits = apply_model) -> Evaluation:
@@ -217,7 +200,7 @@ class Reference:
 
     def to(self, device: torch.device) -> Reference:
         """The same with its inputs where a model is."""
-        return replace(self, inputs=self.inputs.to(device))
+        return self._replace(inputs=self.inputs.to(device))
 
 
 @dataclass
