@@ -4,6 +4,7 @@ python -m RLM_clean.sweep --outname results/my_sweep --grid beta=0.8,1.2 --grid 
 python -m RLM_clean.sweep status results/my_sweep     how far its runs are
 python -m RLM_clean.sweep collect results/my_sweep    its tables and its figure
 python -m RLM_clean.sweep work results/my_sweep       one more worker, on any machine that sees the folder
+python -m RLM_clean.sweep threshold --level 2 ...     how much data a level of the tree needs (docs/scaling.md)
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _SLURM_TASKS = 16
 def main(words: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit status: 0 done or saved, 1 something failed, 2 cannot be run as asked."""
     words = list(sys.argv[1:] if words is None else words)
-    commands = {'status': _status, 'collect': _collect, 'work': _work}
+    commands = {'status': _status, 'collect': _collect, 'work': _work, 'threshold': _threshold}
     try:
         if not words or words[0].startswith('-'):
             return _sweep(words)
@@ -180,6 +181,12 @@ def _work(words: list[str]) -> int:
         worker.stop_at_end_of_input()
     worker.work(args.folder, execution, args.part, args.group, args.workers)
     return 0
+
+
+def _threshold(words: list[str]) -> int:
+    from RLM_clean.sweep import threshold_command  # with scipy, which no worker needs
+
+    return threshold_command.main(words)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,140 @@
+"""The figures of scaling: thresholds, fits of power laws, data collapses. Each takes what `analysis` has computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from RLM_clean.config import format_value
+from RLM_clean.plots.style import BLACK, GREY, fitted_labels, own_axes, plain, shades, styled
+
+if TYPE_CHECKING:
+    from RLM_clean.analysis.scaling import PowerLaw
+    from RLM_clean.analysis.thresholds import Threshold
+
+Point = dict[str, Any]
+
+
+@styled
+def thresholds(found: Sequence[tuple[Point, Threshold]], bound: float, label: str = 'value') -> Figure:
+    """What seeds reach against the size of the training set, and the thresholds against what varies.
+
+    Left, a line for each language is the mean over seeds, a dot a seed; the dashed line is the bound. Right, a point is
+    the geometric mean of the thresholds with its 95% interval, against the option with the most numbers above 0; a line
+    for each combination of the others. A power law is fitted to each line of three points or more. Without such an
+    option there is no right panel. Thresholds of 0 or infinity, which are not known, are left out there.
+    """
+    x = _numeric_axis([point for point, _ in found])
+    x = x if any(0 < threshold.value < np.inf for _, threshold in found) else None
+    figure = Figure(figsize=(10.5 if x else 6.5, 4.6))
+    panels = figure.subplots(1, 2 if x else 1, squeeze=False)[0]
+    colors = shades(len(found))
+    for (point, threshold), color in zip(found, colors, strict=True):
+        sizes = np.array(list(threshold.measured))
+        values = np.array(list(threshold.measured.values()))
+        panels[0].plot(sizes, values.mean(1), color=color, lw=1.5, label=plain(_name(point)))
+        panels[0].plot(sizes, values, '.', color=color, ms=4, alpha=0.6)
+    panels[0].axhline(bound, color=GREY, ls='--', lw=1, zorder=1)
+    panels[0].set_xscale('log')
+    panels[0].set_xlabel('P, sequences of the training set')
+    panels[0].set_ylabel(label)
+    if x:
+        _against(panels[1], found, x)
+    handles, labels = panels[0].get_legend_handles_labels()
+    if len(found) > 1:
+        labels, columns, rows = fitted_labels(labels, figure.get_figwidth() - 0.4, 6)
+        figure.set_figheight(4.4 + 0.19 * rows)
+        figure.legend(handles, labels, loc='outside lower center', ncols=columns, columnspacing=1.5)
+    return figure
+
+
+def _against(axes: Axes, found: Sequence[tuple[Point, Threshold]], x: str) -> None:
+    """Draws the thresholds against an option, a line for each combination of the others, with their power laws."""
+    from RLM_clean.analysis.scaling import fit_power_law
+
+    lines: dict[str, list[tuple[float, Threshold]]] = {}
+    for point, threshold in found:
+        if 0 < threshold.value < np.inf:
+            others = _name({name: value for name, value in point.items() if name != x})
+            lines.setdefault(others, []).append((point[x], threshold))
+    colors = shades(len(lines)) if len(lines) > 1 else [BLACK] * len(lines)
+    for (name, line), color in zip(lines.items(), colors, strict=True):
+        line.sort(key=lambda pair: pair[0])
+        at, middle = np.array([value for value, _ in line], float), np.array([t.value for _, t in line])
+        ends = np.abs(np.array([t.interval for _, t in line]).T - middle)
+        if len(line) > 2:
+            law = fit_power_law(at, np.array([t.per_seed for _, t in line]).T, 0.0, choose_range=False)
+            name = f'{name} ' if len(lines) > 1 else ''
+            name += f'exponent {-law.exponent:.2f} ({-law.interval[1]:.2f} to {-law.interval[0]:.2f})'
+            grid = np.geomspace(at[0], at[-1], 50)
+            axes.plot(grid, law(grid), color=color, lw=1)
+        axes.errorbar(at, middle, ends, fmt='o', color=color, capsize=3, label=plain(name))
+    axes.set_xscale('log')
+    axes.set_yscale('log')
+    values = sorted({point[x] for point, _ in found})
+    axes.set_xticks(values, [format_value(value) for value in values])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(x)
+    axes.set_ylabel('P* (95% intervals)')
+    if any(len(line) > 2 for line in lines.values()) or len(lines) > 1:
+        axes.legend(loc='best')
+
+
+def _numeric_axis(points: Sequence[Point]) -> str | None:
+    """The option with the most different values, all of them numbers above 0; None where no option has two."""
+    best, most = None, 1
+    for name in points[0] if points else ():
+        values = {point[name] for point in points}
+        numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 for value in values)
+        if numbers and len(values) > most:
+            best, most = name, len(values)
+    return best
+
+
+def _name(point: Point) -> str:
+    return ', '.join(f'{name} = {format_value(value)}' for name, value in point.items())
+
+
+@styled
+def power_law(P: Any, loss: Any, law: PowerLaw, axes: Axes | None = None, label: str = 'loss - floor (nats)') -> Axes:
+    """The loss above the floor of a fit against P, log-log: seeds as dots, the law as a line over the range of its fit.
+
+    Beyond its range the law is dashed. Points at or below the floor cannot be drawn.
+    """
+    axes = own_axes(axes)
+    P, above = np.asarray(P, float), np.atleast_2d(np.asarray(loss, float)) - law.floor
+    axes.plot(P, np.where(above > 0, above, np.nan).T, '.', color=GREY, ms=4)
+    axes.plot(P, above.mean(0), 'o', color=BLACK)
+    for low, high, style in ((P.min(), P.max(), '--'), (*law.range, '-')):
+        grid = np.geomspace(low, high, 100)
+        axes.plot(grid, law(grid) - law.floor, style, color='#0072B2', label=str(law) if style == '-' else None)
+    axes.set_xscale('log')
+    axes.set_yscale('log')
+    axes.set_xlabel('P, sequences of the training set')
+    axes.set_ylabel(label)
+    axes.legend(loc='best')
+    return axes
+
+
+@styled
+def collapsed(
+    curves: Mapping[Any, tuple[Any, Any]], x_label: str, y_label: str, name: str = '', axes: Axes | None = None
+) -> Axes:
+    """Curves that were rescaled (`analysis.collapse.rescale`), log-log: means over seeds, a colour for each parameter.
+
+    `x_label` and `y_label` say what the axes are then, as r'$P / v^{1.5}$'; `name` is that of the parameter.
+    """
+    axes = own_axes(axes)
+    for (param, (P, loss)), color in zip(curves.items(), shades(len(curves)), strict=True):
+        label = f'{name} = {param}' if name else str(param)
+        axes.plot(P, np.atleast_2d(loss).mean(0), 'o-', color=color, label=plain(label), lw=1)
+    axes.set_xscale('log')
+    axes.set_yscale('log')
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.legend(loc='best')
+    return axes
