@@ -131,10 +131,12 @@ def _draw(outname: Path, picture: Path) -> None:
     run = load_run(outname)
     left, right = plots.panels(1, 2, size=(11, 4.4))
     floors = {k: loss for k, (loss, _) in filtering.filtered_floors(run).items()}
-    plots.learning_curve(run.dynamics, floors, floors[max(floors)][0], plots.run_title(run.config), left, seen='BP_k')
+    c = run.config
+    title = f'{c.dataset}, v = {c.num_features}, L = {c.num_layers}, sigma = {c.sigma:g}'
+    plots.learning_curve(run.dynamics, floors, floors[max(floors)][0], title, left, seen='BP_k')
     steps = predictions.model_steps(run)
     plots.filtered_curves(steps, filtering.filtered_divergences(run, steps), right)
-    right.set_title('divergence from belief propagation of k levels')
+    right.set_title('divergence from BP_k', loc='left')
     style.save(left.figure, picture)
 
 
