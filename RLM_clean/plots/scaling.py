@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def thresholds(found: Sequence[tuple[Point, Threshold]], bound: float, label: st
         panels[0].plot(sizes, values, '.', color=color, ms=4, alpha=0.6)
     panels[0].axhline(bound, color=GREY, ls='--', lw=1, zorder=1)
     panels[0].set_xscale('log')
+    _doublings(panels[0], [size for _, threshold in found for size in threshold.measured])
     panels[0].set_xlabel('P, sequences of the training set')
     panels[0].set_ylabel(label)
     if x:
@@ -50,6 +52,15 @@ def thresholds(found: Sequence[tuple[Point, Threshold]], bound: float, label: st
         figure.set_figheight(4.4 + 0.19 * rows)
         figure.legend(handles, labels, loc='outside lower center', ncols=columns, columnspacing=1.5)
     return figure
+
+
+def _doublings(axes: Axes, sizes: Sequence[int]) -> None:
+    """Puts ticks on powers of two, at most eight of them: sizes often span less than a factor of ten."""
+    first, last = math.ceil(math.log2(min(sizes))), math.floor(math.log2(max(sizes)))
+    powers = [2**i for i in range(first, last + 1)] or [min(sizes)]
+    powers = powers[:: math.ceil(len(powers) / 8)]
+    axes.set_xticks(powers, [str(power) for power in powers])
+    axes.set_xticks([], minor=True)
 
 
 def _against(axes: Axes, found: Sequence[tuple[Point, Threshold]], x: str) -> None:
