@@ -41,7 +41,8 @@ def thresholds(found: Sequence[tuple[Point, Threshold]], bound: float, label: st
         panels[0].plot(sizes, values, '.', color=color, ms=4, alpha=0.6)
     panels[0].axhline(bound, color=GREY, ls='--', lw=1, zorder=1)
     panels[0].set_xscale('log')
-    _doublings(panels[0], [size for _, threshold in found for size in threshold.measured])
+    sizes_asked = [size for _, threshold in found for size in threshold.measured]
+    _doublings(panels[0].xaxis, min(sizes_asked), max(sizes_asked))
     panels[0].set_xlabel('P, sequences of the training set')
     panels[0].set_ylabel(label)
     if x:
@@ -54,13 +55,12 @@ def thresholds(found: Sequence[tuple[Point, Threshold]], bound: float, label: st
     return figure
 
 
-def _doublings(axes: Axes, sizes: Sequence[int]) -> None:
-    """Puts ticks on powers of two, at most eight of them: sizes often span less than a factor of ten."""
-    first, last = math.ceil(math.log2(min(sizes))), math.floor(math.log2(max(sizes)))
-    powers = [2**i for i in range(first, last + 1)] or [min(sizes)]
+def _doublings(axis: Any, low: float, high: float) -> None:
+    """Puts the ticks of an axis on powers of two, at most eight: sizes often span less than a factor of ten."""
+    powers = [2**i for i in range(max(0, math.ceil(math.log2(low))), math.floor(math.log2(high)) + 1)] or [round(low)]
     powers = powers[:: math.ceil(len(powers) / 8)]
-    axes.set_xticks(powers, [str(power) for power in powers])
-    axes.set_xticks([], minor=True)
+    axis.set_ticks(powers, labels=[str(power) for power in powers])
+    axis.set_ticks([], minor=True)
 
 
 def _against(axes: Axes, found: Sequence[tuple[Point, Threshold]], x: str) -> None:
@@ -89,6 +89,7 @@ def _against(axes: Axes, found: Sequence[tuple[Point, Threshold]], x: str) -> No
     values = sorted({point[x] for point, _ in found})
     axes.set_xticks(values, [format_value(value) for value in values])
     axes.set_xticks([], minor=True)
+    _doublings(axes.yaxis, *axes.get_ylim())
     axes.set_xlabel(x)
     axes.set_ylabel('P* (95% intervals)')
     if any(len(line) > 2 for line in lines.values()) or len(lines) > 1:

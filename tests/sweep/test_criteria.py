@@ -8,6 +8,7 @@ import pytest
 from small_runs import TINY, train
 
 from RLM_clean import measures
+from RLM_clean.analysis.probes import probe_ancestors
 from RLM_clean.config import Config
 from RLM_clean.exact import entropies
 from RLM_clean.runs.run import Run, load_run
@@ -58,6 +59,18 @@ def test_the_divergence_compares_the_best_model_with_both_predictors(run: Planne
     opened: Run = load_run(run.config.outname)
     far, near = (measures.divergence_from_window(opened.model('best'), opened.rlm, k)[0] for k in (1, 3))
     assert value == pytest.approx(near - far) and make_criterion(2, 'divergence').bound == 0
+
+
+def test_the_probe_reads_the_ancestor_of_its_level(run: PlannedRun) -> None:
+    """Of two levels, the parent of x_n (a_1) is level 1, and the root (a_0) level 2."""
+    result, opened = read_result(run, Path(run.config.outname).parent), load_run(run.config.outname)
+    kept = [record for record in opened.dynamics if record['t'] in opened.steps]
+    probes = probe_ancestors(opened, min(kept, key=lambda record: record['excess'])['t'])
+    trained, before = (probes.accuracy[name].amax(0) for name in ('trained', 'untrained'))
+    gaps = (1 - (trained - before) / (probes.best_accuracy - before)).tolist()
+    assert gaps[0] != pytest.approx(gaps[1])
+    for level, ancestor in ((1, 1), (2, 0)):
+        assert make_criterion(level, 'probe').value(result) == pytest.approx(gaps[ancestor])
 
 
 def test_the_probe_is_1_for_an_untrained_model(run: PlannedRun, monkeypatch: pytest.MonkeyPatch) -> None:

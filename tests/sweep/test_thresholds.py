@@ -17,14 +17,16 @@ import pytest
 from helpers import ROOT, environment
 from small_runs import TINY, quiet
 
-from RLM_clean.analysis.thresholds import Threshold
+from RLM_clean.analysis.thresholds import Search, Threshold
 from RLM_clean.config import Config
 from RLM_clean.runs.files import RunFiles
 from RLM_clean.sweep import worker
+from RLM_clean.sweep.criteria import make_criterion
+from RLM_clean.sweep.grid import read_axis
 from RLM_clean.sweep.plan import read_plan
 from RLM_clean.sweep.results import read_result
 from RLM_clean.sweep.states import record_failure
-from RLM_clean.sweep.thresholds import threshold
+from RLM_clean.sweep.thresholds import ThresholdSweep, threshold
 
 # Runs of a moment which learn more from more sequences.
 SMALL: dict[str, Any] = {
@@ -189,6 +191,30 @@ def test_a_run_that_fails_ends_the_search_of_its_language(tmp_path: Path, whole:
     record_failure(left[0].config.outname, 'too hot')
     with pytest.raises(ValueError, match=rf'{left[0].name} failed: `status` says why'):
         search(tmp_path / 'search')
+
+
+def test_a_run_takes_the_same_steps_at_every_size_unless_epochs_are_given(tmp_path: Path) -> None:
+    """A hundred epochs, the default elsewhere, would end the runs of small sizes early."""
+    what = make_criterion(None, excess=0.2)
+    for given, last in (({}, 2000), ({'max_epochs': 50}, 200)):
+        options = {'max_iters': 2000, 'batch_size': 8, **given}
+        sweep = ThresholdSweep(tmp_path / 'search', (), options, what, Search(what.bound, 32))
+        assert [run.config.last_step for run in sweep.plan({}).runs] == [last] * 4
+
+
+def test_two_drivers_that_ask_for_the_same_size_agree(tmp_path: Path) -> None:
+    """Each adds it to the file of the sweep, which has it once."""
+    options = {name: value for name, value in SMALL.items() if name not in ('device', 'threads', 'compile', 'beta')}
+    what = make_criterion(None, excess=0.2)
+    one, other = (
+        ThresholdSweep(tmp_path / 'search', (read_axis(['beta=1,3']),), options, what, Search(what.bound, 64), 2)
+        for _ in range(2)
+    )
+    one._extend({1: 128})
+    plan = other._extend({1: 128, 0: 32})
+    sizes = [(run.point['beta'], run.point['train_size']) for run in plan.runs if run.repetition == 1]
+    assert sizes == [(1.0, 64), (3.0, 64), (3.0, 128), (1.0, 32)]
+    assert [run.name for run in one.plan({}).runs] == [run.name for run in plan.runs]
 
 
 def test_a_function_of_the_run_is_a_criterion(tmp_path: Path) -> None:
