@@ -116,7 +116,7 @@ class ThresholdSweep:
         if stored is not None and set(stored.varied) == set(names):
             points = list(zip(*(stored.axes[0].column(name) for name in names), strict=True))
         first = {} if points else {i: self.search_of(point).start for i, point in enumerate(self.points)}
-        for i, size in {**first, **more}.items():
+        for i, size in (*first.items(), *more.items()):
             new = (*self.points[i].values(), size)
             points += [] if new in points else [new]
         asked = Plan(
