@@ -31,7 +31,7 @@ from RLM_clean.sweep.results import Array, Results
 
 OPTIONS: dict[str, Any] = {
     'dataset': 'rlm', 'depth': 3, 'embedding_dim': 64, 'num_heads': 4, 'optim': 'adam', 'lr': 2e-3, 'batch_size': 64,
-    'warmup_time': 100, 'max_iters': 4096, 'decay_time': 4096, 'loss_threshold': 0, 'print_freq': 4096, 'save_freq': 1,
+    'warmup_time': 100, 'max_iters': 2048, 'decay_time': 2048, 'loss_threshold': 0, 'print_freq': 2048, 'save_freq': 1,
 }  # fmt: skip
 BETAS: tuple[float, ...] = (0.5, 1, 1.5, 2, 2.5, 3, 4)
 PLANES: dict[str, dict[str, Sequence[int]]] = {

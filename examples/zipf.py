@@ -28,11 +28,11 @@ from RLM_clean.sweep.results import Array
 OPTIONS: dict[str, Any] = {
     'dataset': 'rhm', 'num_features': 16, 'num_synonyms': 16, 'num_layers': 2, 'objective': 'root', 'model': 'cnn',
     'depth': 2, 'regime': 'offline', 'embedding_dim': 64, 'ffwd_size': 2, 'optim': 'sgd', 'lr': 0.1, 'momentum': 0.9,
-    'scheduler': 'none', 'batch_size': 128, 'loss_threshold': 0.01, 'max_iters': 8192, 'max_epochs': 10**6,
+    'scheduler': 'none', 'batch_size': 128, 'loss_threshold': 0.01, 'max_iters': 4096, 'max_epochs': 10**6,
     'print_freq': 10**6, 'save_freq': 1, 'compile': 'off',
 }  # fmt: skip
 EXPONENTS = (0.0, 0.5, 1.0, 2.0)  # a; 0 stands for equal probabilities
-SIZES = tuple(2**k for k in range(9, 18))
+SIZES = tuple(2**k for k in range(9, 17))
 REPETITIONS = 3
 
 QUICK: dict[str, Any] = {
