@@ -98,12 +98,12 @@ def test_intervals_cover() -> None:
 def test_intervals_of_95_percent_cover_in_90_to_98_percent_of_200_trials(
     seeds: int, noise: float, common: float
 ) -> None:
-    assert 180 <= covered(200, seeds, noise, common, None)[0] <= 196
+    assert 180 <= covered(200, seeds, noise, common, None, bootstraps=50)[0] <= 196
 
 
 @pytest.mark.slow
 def test_intervals_of_two_exponents_cover_in_90_to_98_percent_of_200_trials() -> None:
-    for hits in covered(200, 5, 0.1, 0.0, B):
+    for hits in covered(200, 5, 0.1, 0.0, B, bootstraps=50):
         assert 180 <= hits <= 196
 
 
