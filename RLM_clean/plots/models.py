@@ -174,11 +174,11 @@ def ancestor_curves(beliefs: AncestorBeliefs, axes: Any = None) -> Figure:
 def attention_maps(run: Run, inputs: Tensor, step: int | None = None, axes: Any = None) -> Figure:
     """Where each head looks, as a figure with a row of panels for each block and a column for each head.
 
-    Each panel shows the attention weights of `inputs (N, T)`, their mean if N > 1: one row for each query, one column
-    for each token it looks at, labelled with the tokens themselves if N = 1. A causal model looks at no token ahead, and
-    these weights are left out; transformer_bert looks at all tokens. If a model has one target, x_n or the root, the
-    last block has one row, since nothing reads the other queries. The model is the one at `step`, by default the last.
-    Raises ValueError for a model without attention.
+    Each panel shows the attention weights of `inputs (N, T)`, their mean if N > 1: one row for each query, one
+    column for each token it looks at, labelled with the tokens themselves if N = 1. A causal model looks at no
+    token ahead, and these weights are left out; transformer_bert looks at all tokens. If a model has one target,
+    x_n or the root, the last block has one row, since nothing reads the other queries. The model is the one at
+    `step`, by default the last. Raises ValueError for a model without attention.
     """
     model = model_at(run, model_steps(run)[-1] if step is None else step)
     weights, T = attention_weights(run, model, inputs).mean(1).numpy(), inputs.shape[1]

@@ -100,10 +100,11 @@ class Results:
         results.mean('excess', over='repetition')    # (2, 2)
         results.curves('testloss')                   # (2, 2, 3, len(results.steps))
 
-    `results[name]` takes every column of runs.csv: an option, a floor (`entropy`, `marginal`, `floor_1`, ...), what was
-    measured last (`trainloss`, `testloss`, `testacc`, `excess`, `excess_error`, `seconds`, `step`), the test loss, the
-    excess and the step of the record with the least excess (`best_loss`, `best_excess`, `best_step`), `early_stop`,
-    `status`, `run`. Losses are in nats. NaN stands for what is not known. By default that includes the measurements of runs that are not done.
+    `results[name]` takes every column of runs.csv: an option, a floor (`entropy`, `marginal`, `floor_1`, ...), what
+    was measured last (`trainloss`, `testloss`, `testacc`, `excess`, `excess_error`, `seconds`, `step`), the test
+    loss, the excess and the step of the record with the least excess (`best_loss`, `best_excess`, `best_step`),
+    `early_stop`, `status`, `run`. Losses are in nats. NaN stands for what is not known. By default that includes
+    the measurements of runs that are not done.
 
     Attributes:
         axes: the values of each axis, {name: values}; options that vary together are named by the first of them.
