@@ -23,8 +23,8 @@ from RLM_clean.runs.storage import atomic_write
 ROOT = Path(__file__).resolve().parents[1]
 # In the order of docs/results.md; memorisation needs the runs of training_sets.
 NAMES = (
-    'staircase', 'training_sets', 'memorisation', 'phase_diagram', 'root', 'zipf', 'denoising_transition', 'filtering', 'mup',
-    'steering',
+    'staircase', 'training_sets', 'memorisation', 'phase_diagram', 'root', 'zipf', 'denoising_transition', 'filtering',
+    'mup', 'steering',
 )  # fmt: skip
 
 Outcome = dict[str, Any]
