@@ -21,7 +21,7 @@ parallel=(--numprocesses auto --maxprocesses 4 --dist loadgroup)
 case ${1:-} in
     --all)
         rm -f .coverage .coverage.*
-        "$python" -m coverage run -m pytest "${parallel[@]}" "${@:2}"
+        "$python" -m coverage run -m pytest "${parallel[@]}" --durations 20 "${@:2}"
         "$python" -m coverage combine --quiet
         "$python" -m coverage report --skip-covered
         ;;

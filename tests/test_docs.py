@@ -34,6 +34,7 @@ pytestmark = pytest.mark.xdist_group('docs')
 # Commands that have tests of their own, and which.
 ELSEWHERE = {
     'bash test.sh': 'the tests run inside it',
+    'python -m examples.all': 'test_examples_of_training_sets.py runs it on stand-ins; each example is run here',
 }
 # What is made shorter, so that a page takes seconds: patterns, each of which some page must contain, and what takes
 # their place. Runs without a length of their own have that of documents.SHORT where code.sh starts them.

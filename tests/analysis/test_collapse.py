@@ -94,11 +94,9 @@ def test_intervals_cover() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('seeds', 'noise', 'common'), [(5, 0.1, 0.0), (5, 0.05, 0.1), (3, 0.1, 0.0)])
-def test_intervals_of_95_percent_cover_in_90_to_98_percent_of_200_trials(
-    seeds: int, noise: float, common: float
-) -> None:
-    assert 180 <= covered(200, seeds, noise, common, None, bootstraps=50)[0] <= 196
+def test_intervals_of_95_percent_cover_in_90_to_98_percent_of_200_trials() -> None:
+    """Of five seeds, whose errors are in part the same at all sizes."""
+    assert 180 <= covered(200, 5, 0.05, 0.1, None, bootstraps=50)[0] <= 196
 
 
 @pytest.mark.slow

@@ -198,7 +198,7 @@ def test_files_say_what_auto_chose_and_a_resumed_run_keeps_it(tmp_path: Path, mo
     made: list[bool] = []
 
     def watched(*arguments: Any) -> backends.Update:
-        made.append(arguments[-1])
+        made.append(arguments[3])
         return make_update(*arguments)
 
     monkeypatch.setattr(loop, 'make_update', watched)
