@@ -22,10 +22,12 @@ from RLM_clean.sweep.grid import Axis, Request, check_axes
 
 SEEDS = {'rules': 'seed_rules', 'sample': 'seed_sample', 'model': 'seed_model'}
 
-# Runs that differ only in these have the same shapes and the same schedule: they can be trained together.
+# What makes another language of the same shapes.
+_LANGUAGE_OPTIONS = ('seed_rules', 'beta', 'num_synonyms', 'zipf', 'zipf_levels', 'sigma', 'filtered')
+# Runs that differ only in these have the same shapes, see `PlannedRun.shape`: they can be trained together.
 OWN_OPTIONS = frozenset({
-    *SEEDS.values(), 'beta', 'num_synonyms', 'zipf', 'zipf_levels', 'sigma', 'filtered', 'train_size', 'mask_rate',
-    'noise', 'lr', 'momentum', 'weight_decay', 'grad_clip', 'loss_threshold', 'outname',
+    *SEEDS.values(), *_LANGUAGE_OPTIONS, 'train_size', 'mask_rate', 'noise', 'lr', 'momentum', 'weight_decay',
+    'grad_clip', 'loss_threshold', 'outname',
 })  # fmt: skip
 
 _MOST_RUNS = 10**5
@@ -53,9 +55,14 @@ class PlannedRun:
     @property
     def shape(self) -> tuple[Any, ...]:
         """What is equal for runs that can be trained together."""
-        shared = [getattr(self.config, name) for name in DEFAULTS if name not in OWN_OPTIONS]
+        c = self.config
+        shared = [getattr(c, name) for name in DEFAULTS if name not in OWN_OPTIONS]
         # A step leaves out what is zero.
-        return *shared, *(getattr(self.config, name) == 0 for name in ('momentum', 'weight_decay', 'grad_clip'))
+        zeros = [getattr(c, name) == 0 for name in ('momentum', 'weight_decay', 'grad_clip')]
+        # Which contexts are possible, and so how many a step of the regime population has, the language says.
+        language = [getattr(c, name) for name in _LANGUAGE_OPTIONS] if c.regime == 'population' else []
+        # A group works on the rows of a run that has ended until its last run ends: a long run is not with short ones.
+        return *shared, *zeros, *language, c.last_step
 
 
 @dataclass(frozen=True)

@@ -311,6 +311,20 @@ def test_what_is_zero_in_a_run_is_not_trained_with_what_is_not(option: str) -> N
     assert [[run.point[option] for run in runs] for runs in by_shape(plan.runs)] == [[0, 0], [0.1, 0.2, 0.1, 0.2]]
 
 
+def test_runs_of_different_lengths_are_not_trained_together() -> None:
+    """Here 64 sequences are seen 100 times in 100 steps, and the runs on more end after 300."""
+    options = {'regime': 'offline', 'batch_size': 64, 'max_epochs': 100, 'max_iters': 300}
+    plan = make('train_size=64,256,1024', repetitions=2, options=options)
+    assert [[run.point['train_size'] for run in runs] for runs in by_shape(plan.runs)] == [[64] * 2, [256, 1024] * 2]
+
+
+def test_a_group_in_the_regime_population_has_one_language() -> None:
+    """The rules of another one make another number of contexts possible."""
+    options = {'regime': 'population', 'dataset': 'rhm', 'num_features': 6, 'num_layers': 2}
+    plan = make('num_synonyms=2,3', 'lr=1e-3,1e-2', repetitions=2, options=options)
+    assert [len(runs) for runs in by_shape(plan.runs)] == [2] * 4
+
+
 @pytest.mark.parametrize('old', [{'group': 2, 'groups': [['beta1', 'beta2']]}, {'group': None}, {}])
 def test_sweeps_of_earlier_versions_load_and_go_on(old: dict[str, Any], tmp_path: Path) -> None:
     """Their groups were kept in the file; they are ignored, since any group gives the same losses to rounding."""
