@@ -35,15 +35,17 @@ def bootstrap_generator(seed: int) -> np.random.Generator:
 
 
 def local_exponent(P: ArrayLike, loss: ArrayLike) -> Array:
-    """The exponent of the power law through each size, `-d ln loss / d ln P`, shaped as `loss`.
+    """The exponent of the power law through each size, `-d ln loss / d ln P`, in the shape and the order of `loss`.
 
     Central differences of second order in ln P, one-sided at the ends (`numpy.gradient`); constant for a power law.
     Subtract the floor first. Raises ValueError for fewer than 2 sizes, and for losses that are not above 0.
     """
-    P, y = check_curve(P, loss, least=2)
+    sizes, y = check_curve(P, loss, least=2)
     if not (y > 0).all():
         raise ValueError(f'loss={y.min():g} has no logarithm: leave out what is at or below the floor')
-    return np.asarray(-np.gradient(np.log(y), np.log(P), axis=-1)).reshape(np.shape(loss))
+    exponents = np.asarray(-np.gradient(np.log(y), np.log(sizes), axis=-1))
+    places = np.searchsorted(sizes, np.asarray(P, float))
+    return exponents[:, places].reshape(np.shape(loss))
 
 
 # ---------------------------------------------------------------------- the fit

@@ -152,6 +152,12 @@ def test_the_local_exponent_of_a_power_law_is_its_exponent_at_every_size() -> No
     assert local_exponent(P, loss[0]).shape == (9,)
 
 
+def test_the_local_exponents_are_in_the_order_of_the_sizes() -> None:
+    loss = (1 + P / 4096) ** -0.5
+    order = np.random.default_rng(0).permutation(len(P))
+    assert np.array_equal(local_exponent(P[order], loss[order]), local_exponent(P, loss)[order])
+
+
 def test_the_local_exponent_follows_a_bend() -> None:
     sizes = np.geomspace(1, 1e6, 200)
     expected = 0.6 * sizes**2 / (1e6 + sizes**2)
