@@ -79,8 +79,8 @@ def learner_records(
 
         baselines.learner_records(run.rlm, run.reference, run.config, baselines.WittenBell(), run.steps)
 
-    Raises ValueError for steps below 0, a run that predicts several tokens or another one than the last, and what the
-    learner refuses.
+    Raises ValueError for steps below 0, a run that predicts several tokens or another one than the last, one in the
+    regime population, and what the learner refuses.
     """
     _check_objective(config)
     width = _width(grammar, reference)
@@ -153,7 +153,8 @@ def ngram_records(
         baselines.ngram_records(run.rlm, run.reference, run.config, run.steps)
 
     The table has v^(k + 1) counts. Raises ValueError for a k that is not a window of the run, a constant that is not
-    above 0, steps that are not in order, a table that does not fit in memory, and a run that predicts several tokens.
+    above 0, steps that are not in order, a table that does not fit in memory, a run that predicts several tokens, and
+    one in the regime population.
     """
     size, v = reference.inputs.shape[1], grammar.v
     posteriors = reference.posteriors
@@ -185,7 +186,12 @@ def ngram_records(
 
 
 def sequences_seen(config: Config, step: int) -> int:
-    """The number of different training sequences that a run has seen after `step` steps."""
+    """The number of different training sequences that a run has seen after `step` steps.
+
+    Raises ValueError for a run in the regime population, which sees none.
+    """
+    if config.regime == 'population':
+        raise ValueError("regime='population' draws no sequences to count: use learning_curve, or an online run")
     drawn = step * config.batch_size * config.accumulation
     return drawn if config.regime == 'online' else min(drawn, config.train_size)
 
@@ -194,6 +200,5 @@ def _training_sequences(grammar: TreeGrammar, first: int, stop: int, width: int)
     """The last `width` tokens of the training sequences first..stop-1, in the order of a run, in chunks."""
     while first < stop:
         count = min(_CHUNK, stop - first)
-        inputs, targets = grammar.batches(first, count, 1, last=width)
-        yield torch.cat((inputs[:, 0], targets), 1).cpu()
+        yield grammar.leaf_batches(first, count, 1, last=width)[:, 0].cpu()
         first += count

@@ -106,6 +106,8 @@ def test_what_cannot_be_counted_is_an_error() -> None:
         records(tiny(model='transformer_clm', objective='all'), [1])
     with pytest.raises(ValueError, match=r'k=7 makes a table of 16\^8 counts: use a smaller window'):
         records(tiny(num_features=16, num_layers=3), [1], k=7)
+    with pytest.raises(ValueError, match="regime='population' draws no sequences to count: use learning_curve"):
+        records(tiny(regime='population', num_features=4), [1])
 
 
 # ---------------------------------------------------------------------- any learner
