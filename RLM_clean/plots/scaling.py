@@ -14,7 +14,7 @@ from RLM_clean.config import format_value
 from RLM_clean.plots.style import BLACK, GREY, fitted_labels, own_axes, plain, shades, styled
 
 if TYPE_CHECKING:
-    from RLM_clean.analysis.scaling import PowerLaw
+    from RLM_clean.analysis.scaling import Array, PowerLaw
     from RLM_clean.analysis.thresholds import Threshold
 
 Point = dict[str, Any]
@@ -26,8 +26,9 @@ def thresholds(found: Sequence[tuple[Point, Threshold]], bound: float, label: st
 
     Left, a line for each language is the mean over seeds, a dot a seed; the dashed line is the bound. Right, a point is
     the geometric mean of the thresholds with its 95% interval, against the option with the most numbers above 0; a line
-    for each combination of the others. A power law is fitted to each line of three points or more. Without such an
-    option there is no right panel. Thresholds of 0 or infinity, which are not known, are left out there.
+    for each combination of the others. A power law is fitted to each line of three points or more, where they follow
+    one. Without such an option there is no right panel. Thresholds of 0 or infinity, which are not known, are left out
+    there.
     """
     x = _numeric_axis([point for point, _ in found])
     x = x if any(0 < threshold.value < np.inf for _, threshold in found) else None
@@ -65,8 +66,6 @@ def _doublings(axis: Any, low: float, high: float) -> None:
 
 def _against(axes: Axes, found: Sequence[tuple[Point, Threshold]], x: str) -> None:
     """Draws the thresholds against an option, a line for each combination of the others, with their power laws."""
-    from RLM_clean.analysis.scaling import fit_power_law
-
     lines: dict[str, list[tuple[float, Threshold]]] = {}
     for point, threshold in found:
         if 0 < threshold.value < np.inf:
@@ -77,8 +76,8 @@ def _against(axes: Axes, found: Sequence[tuple[Point, Threshold]], x: str) -> No
         line.sort(key=lambda pair: pair[0])
         at, middle = np.array([value for value, _ in line], float), np.array([t.value for _, t in line])
         ends = np.abs(np.array([t.interval for _, t in line]).T - middle)
-        if len(line) > 2:
-            law = fit_power_law(at, np.array([t.per_seed for _, t in line]).T, 0.0, choose_range=False)
+        law = _law_of_thresholds(at, [t for _, t in line])
+        if law is not None:
             name = f'{name} ' if len(lines) > 1 else ''
             name += f'exponent {-law.exponent:.2f} ({-law.interval[1]:.2f} to {-law.interval[0]:.2f})'
             grid = np.geomspace(at[0], at[-1], 50)
@@ -92,8 +91,20 @@ def _against(axes: Axes, found: Sequence[tuple[Point, Threshold]], x: str) -> No
     _doublings(axes.yaxis, *axes.get_ylim())
     axes.set_xlabel(x)
     axes.set_ylabel('P* (95% intervals)')
-    if any(len(line) > 2 for line in lines.values()) or len(lines) > 1:
+    if axes.get_legend_handles_labels()[1]:
         axes.legend(loc='best')
+
+
+def _law_of_thresholds(x: Array, line: Sequence[Threshold]) -> PowerLaw | None:
+    """The power law of thresholds in x; None for fewer than three, and where they follow none."""
+    from RLM_clean.analysis.scaling import fit_power_law
+
+    if len(line) < 3:
+        return None
+    try:
+        return fit_power_law(x, np.array([threshold.per_seed for threshold in line]).T, 0.0, choose_range=False)
+    except ValueError:  # steeper than any law that is looked for
+        return None
 
 
 def _numeric_axis(points: Sequence[Point]) -> str | None:

@@ -56,6 +56,12 @@ def test_the_power_law_of_thresholds_is_in_the_legend() -> None:
     assert len(texts) == 1 and float(texts[0].split()[1]) == pytest.approx(2, abs=0.05)
 
 
+def test_thresholds_too_steep_for_a_power_law_are_drawn_without_one() -> None:
+    found = [({'num_layers': L}, made_up(size)) for L, size in ((2, 10), (3, 4000), (4, 200_000))]
+    figure = scaling.thresholds(found, 0.5)
+    assert figure.axes[1].get_legend() is None and len(figure.axes[1].containers) == 1
+
+
 def test_thresholds_that_are_not_known_are_left_out() -> None:
     found = [({'num_features': 8}, made_up(400)), ({'num_features': 16}, made_up(1e6, largest=2048))]
     assert found[1][1].value == math.inf
