@@ -119,6 +119,7 @@ def memory_needs(config: Config) -> list[Need]:
     batch = c.step_size
     ahead = 3 * min(STEPS_AHEAD * batch * sequence, 8 * TOKENS_AHEAD)  # sequences, inputs, and a copy to work on
     positions = c.context_size if tasks.of(c).at_each else 1
+    growing = {'batch_size': 1, 'accumulation': 1} if c.regime != 'population' else {}  # there they have no effect
     return [
         Need('the rules', entry * init.num_rule_entries(c), {'num_features': 3}),
         Need('the batches', max(ahead, sequence * batch), {'batch_size': 1, 'accumulation': 1}),
@@ -128,7 +129,7 @@ def memory_needs(config: Config) -> list[Need]:
         Need('the exact posteriors', 8 * min(4096 * c.num_features * positions, 2**24), {'num_features': 1}),
         # Weights, their gradients, the states of the optimizer, and the models kept as the best and as the last.
         Need('the weights', 32 * num_weights(c), {'embedding_dim': 2, 'ffwd_size': 1, 'depth': 1}),
-        Need('the activations', 4 * num_activations(c), {'batch_size': 1, 'accumulation': 1, 'depth': 1}),
+        Need('the activations', 4 * num_activations(c), {**growing, 'depth': 1}),
     ]
 
 

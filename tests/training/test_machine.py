@@ -55,6 +55,8 @@ def test_what_the_memory_cannot_hold_is_refused_before_it_is_asked_for(monkeypat
         check(accumulation=10**7)
     with pytest.raises(ValueError, match=r'embedding_dim=8192 .* for the weights'):
         check(embedding_dim=8192, depth=4)
+    with pytest.raises(ValueError, match=r'depth=8 .* for the activations, this machine has 1: use at most'):
+        check(regime='population', num_features=4, num_layers=3, depth=8, embedding_dim=128)
 
 
 @pytest.mark.parametrize(
