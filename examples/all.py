@@ -51,7 +51,7 @@ def commit() -> str:
 def run(name: str, quick: bool, printed: Path) -> Outcome:
     """Runs an example; prints what it prints, and keeps it in a file."""
     words = ['-m', f'examples.{name}', *(['--quick'] if quick else [])]
-    start, lines = time.perf_counter(), []
+    start, at, lines = time.perf_counter(), commit(), []
     with subprocess.Popen(
         [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -66,7 +66,7 @@ def run(name: str, quick: bool, printed: Path) -> Outcome:
     write(printed, ''.join(lines))
     return {
         'command': f'python {" ".join(words)}', 'seconds': time.perf_counter() - start, 'status': process.returncode,
-        'commit': commit(),
+        'commit': at,
     }  # fmt: skip
 
 
