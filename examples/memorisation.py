@@ -4,8 +4,9 @@ On a training set of P sequences, which is seen over and over, the training loss
 step: from then on the model learns the sequences, not the language. A. Favero, A. Sclocchi and M. Wyart
 (arXiv:2505.16959) find for diffusion models that this time is proportional to P. Here transformers predict the last
 token of the Random Hierarchy Model (v = 16, m = 4, L = 3). The time is the step at which the test loss is 0.1 nats
-above the training loss. Prints it for each P, and the exponent of a power law with its 95% interval; draws the losses
-of some sizes, and the time against P.
+above the training loss, which is the mean over the steps since the last record; from one record to the next the step
+grows by a factor of sqrt(2). Prints the time for each P, and the exponent of a power law with its 95% interval; draws
+the losses of some sizes, and the time against P.
 
 The runs are those of `python -m examples.training_sets`, which are trained where they are not there yet. `--quick`
 takes its small ones.
