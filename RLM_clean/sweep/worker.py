@@ -74,7 +74,7 @@ def work(
 
 def _group_size(runs: Sequence[PlannedRun], group: int | None, workers: int) -> int:
     """How many of the runs left of a shape are to be trained together, so that all groups are about as large."""
-    config = runs[0].config
+    config = max((run.config for run in runs), key=lambda config: config.train_size)  # that which needs most memory
     device = machine.resolve_device(config.device)
     if group is not None:
         limit = 1 if device.type == 'mps' else min(group, ensemble.fitting(config, _memory(device)))

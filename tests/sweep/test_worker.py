@@ -126,6 +126,15 @@ def test_a_group_is_no_larger_than_memory_allows(
     assert [len(group) for group in taken] == [2, 2]
 
 
+def test_the_run_that_needs_most_memory_says_how_many_fit(
+    taken: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ensemble, 'fitting', lambda config, memory: 2 if config.train_size > 128 else 9)
+    plan = make_sweep(tmp_path / 'sweep', 'train_size=64,128,256,512', regime='offline', max_epochs=10**6)
+    assert worker.work(plan.folder, plan.execution, group=9)
+    assert [len(group) for group in taken] == [2, 2]
+
+
 def test_a_worker_of_slurm_counts_on_the_memory_of_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('SLURM_MEM_PER_NODE', '3000')
     assert worker._memory(torch.device('cpu')) == 1500 * 2**20
