@@ -52,7 +52,7 @@ def make_parser(prog: str = 'rlm-train') -> argparse.ArgumentParser:
     """The parser of a run's command line: one `--name` for each option, in groups."""
     parser = _Parser(
         prog=prog,
-        description='Train a causal model on sequences of the Random Language Model, against their exact floors. '
+        description='Train a model on sequences of a random grammar, against the exact floors of its task. '
         'Trees are complete and binary; all levels share one alphabet.',
         allow_abbrev=False,
     )
