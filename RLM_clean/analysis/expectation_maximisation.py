@@ -61,12 +61,14 @@ def expected_counts(grammar: TreeGrammar, sequences: Tensor, numbers: Tensor | N
 
     with the messages of exact/propagation.py and Z the sum over a, b, c. A sequence r counts `numbers[r]` times, once
     by default. Both float64; logarithms in nats. `sequences (R, 2^L)` int64 are tokens of the grammar. About five
-    contractions of v^3 for each node above the parents of tokens. Raises ValueError for shapes that do not fit and for
-    a sequence of probability zero.
+    contractions of v^3 for each node above the parents of tokens. Raises ValueError for shapes that do not fit, other
+    numbers than tokens, and a sequence of probability zero.
     """
     L, v = grammar.L, grammar.v
     if sequences.dim() != 2 or sequences.shape[1] != 2**L:
         raise ValueError(f'sequences of shape {tuple(sequences.shape)}: for a tree of {2**L} leaves give (R, {2**L})')
+    if sequences.dtype != torch.int64 or (len(sequences) and not 0 <= sequences.min() <= sequences.max() < v):
+        raise ValueError(f'sequences hold other numbers than tokens of v={v}: give int64 numbers from 0 to {v - 1}')
     numbers = torch.ones(len(sequences), dtype=torch.float64) if numbers is None else numbers.double()
     levels = tree_levels(grammar, 0, sequences.device)
     counts, log_probs = torch.zeros(L, v, v, v, dtype=torch.float64), []
@@ -178,7 +180,7 @@ def fit_rules(
     distributions over pairs, by the seed and s alone.
 
     `prior (v,)` is the law of the root, uniform by default. Equal sequences are worked on once. Raises ValueError for
-    sequences that do not have the tokens of a tree, and for options out of range.
+    sequences that do not have the tokens of a tree or hold other numbers, and for options out of range.
     """
     width = sequences.shape[1] if sequences.dim() == 2 else 0
     L = width.bit_length() - 1

@@ -222,6 +222,9 @@ def test_what_cannot_be_fitted_is_an_error() -> None:
         fit_rules(sequences, 2, weight=-1)
     with pytest.raises(ValueError, match=r'sequences of shape \(5, 2\): for a tree of 4 leaves give \(R, 4\)'):
         expected_counts(random_grammar(2, 2, 0), sequences[:, :2])
+    for other in (sequences + 2, sequences - 1, sequences.double()):
+        with pytest.raises(ValueError, match='other numbers than tokens of v=2: give int64 numbers from 0 to 1'):
+            fit_rules(other, 2)
     with pytest.raises(ValueError, match='row 1 has probability zero under this grammar'):
         rules = torch.zeros(2, 2, 2)
         rules[:, 0, 0] = 1
