@@ -203,7 +203,7 @@ class TreeGrammar(Dataset):
         L: int | None = None,
         last: int | None = None,
     ) -> Tensor:
-        """The sequences of `batches`, with their targets: `(num_steps, B, 2^L or last)` int64, without the transform."""
+        """The sequences of `batches`, targets included: `(num_steps, B, 2^L or last)` int64, without the transform."""
         indices = self._batch_indices(step * batch_size, num_steps * batch_size, stream)
         return self._leaves(indices, stream, self._depth(L), last=last).view(num_steps, batch_size, -1)
 
