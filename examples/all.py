@@ -2,9 +2,8 @@
 
 Runs every example that trains, each by its own command, and keeps what it prints in results/all/NAME.txt. The table in
 results/all/outcomes.md has for each its command, its time, its end and its last numbers, with the commit of the code.
-Altogether it takes TIME on two cores. After an interruption, the same command continues: an example that is done is
-not run again, and one that was interrupted goes on with its runs. `--quick` tries all commands on small models, in
-minutes.
+It takes some hours on two cores. After an interruption, the same command continues: an example that is done is not run
+again, and one that was interrupted goes on with its runs. `--quick` tries all commands on small models, in minutes.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ from RLM_clean.runs.storage import atomic_write
 ROOT = Path(__file__).resolve().parents[1]
 # In the order of docs/results.md; memorisation needs the runs of training_sets.
 NAMES = (
-    'staircase', 'training_sets', 'memorisation', 'phase_diagram', 'root', 'zipf', 'denoising_transition', 'filtering',
-    'mup', 'steering',
+    'staircase', 'training_sets', 'memorisation', 'root', 'mup', 'denoising_transition', 'filtering', 'steering',
 )  # fmt: skip
 
 Outcome = dict[str, Any]

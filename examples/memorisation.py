@@ -81,8 +81,10 @@ def figure(results: Results, sizes: Array, times: Array, left: Axes, right: Axes
     shown = np.flatnonzero(np.isfinite(times).all(1))[::2]
     for i, color in zip(shown, style.shades(len(shown)), strict=True):
         for name, line in (('testloss', '-'), ('trainloss', ':')):
-            left.plot(results.steps, results.curves(name)[-1, i, 0], line, color=color,
-                      label=f'P = {sizes[i]:.0f}' if line == '-' else None)  # fmt: skip
+            losses = results.curves(name)[-1, i, 0]
+            known = np.isfinite(losses)  # runs of other lengths have records at other steps too
+            label = f'P = {sizes[i]:.0f}' if line == '-' else None
+            left.plot(results.steps[known], losses[known], line, color=color, label=label)
     left.axhline(results['entropy'][-1, 0, 0], color=style.GREY, lw=1, ls='--', label='floor')
     style.steps_axis(left)
     left.set_ylabel('loss (nats); dotted: training')

@@ -9,8 +9,8 @@ sequences, when the correlations of tokens at that distance emerge from the nois
 the descent at the floor H_t. Prints, for each level, the size P* at which the loss is halfway between the floors that
 the level joins, beside P_l; and draws the losses against P.
 
-The runs are a sweep, which takes TIME on two cores; after an interruption, the same command continues. `--quick`
-trains small models in seconds.
+The runs are a sweep, which took about an hour and a half on two cores that were busy with other work too. After an
+interruption, the same command continues. `--quick` trains small models in seconds.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def figure(results: Results, windows: Sequence[int], sizes: Array, axes: Axes) -
     axes.set_xscale('log')
     axes.set_xlabel('P, sequences in the training set')
     axes.set_ylabel('best test loss (nats)')
-    axes.legend(loc='upper right')
+    axes.legend(loc='upper right', bbox_to_anchor=(1, 0.92))
 
 
 def train(arguments: Sequence[str] | None, description: str | None, name: str) -> tuple[Results, bool, Path, Path]:

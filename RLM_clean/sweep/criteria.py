@@ -53,9 +53,10 @@ class Criterion:
     @property
     def axis(self) -> str:
         """What its values are, for a figure."""
+        level = self.level or 1
         return {
             'step': f'(loss - floor with level {self.level}) / step',
-            'divergence': f'divergence with less without level {self.level} (nats)',
+            'divergence': f'divergence with {2**level - 1} tokens minus that with {2 ** (level - 1) - 1} (nats)',
             'excess': 'least excess (nats)',
             'probe': f'what a probe of level {self.level} lacks',
         }.get(self.name, self.name)
@@ -76,6 +77,11 @@ class Criterion:
         if self.level < 1 or 2**self.level > config.window:
             most = int(math.log2(config.window))
             raise ValueError(f'level={self.level} is not in a tree of {config.window} tokens: use 1 to {most}')
+        if self.name == 'divergence' and config.window < 2**config.num_layers:
+            raise ValueError(
+                f'num_tokens={config.window} does not fit criterion=divergence, which asks about whole contexts: '
+                'leave it out, or use step'
+            )
 
     def value(self, result: Result) -> float:
         """The value of a run that is done. Raises ValueError where its language has nothing to learn on the level."""

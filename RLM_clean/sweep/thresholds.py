@@ -113,6 +113,8 @@ class ThresholdSweep:
         names = (*(name for axis in self.axes for name in axis.names), 'train_size')
         stored = read_plan(self.folder, self.execution) if plan_file(self.folder).exists() else None
         points: list[tuple[Any, ...]] = []
+        if stored is not None and len(stored.axes) != 1:
+            raise ValueError(f'{self.folder} holds a sweep over several axes, not a search: use another outname')
         if stored is not None and set(stored.varied) == set(names):
             points = list(zip(*(stored.axes[0].column(name) for name in names), strict=True))
         first = {} if points else {i: self.search_of(point).start for i, point in enumerate(self.points)}
@@ -155,7 +157,10 @@ class ThresholdSweep:
             result = read_result(run, self.folder)
             if result.status == 'failed':
                 raise ValueError(f'{run.name} failed: `status` says why, --retry-failed tries it again')
-            self._values[run.name] = self.criterion.value(result)
+            value = self.criterion.value(result)
+            if math.isnan(value):
+                raise ValueError(f'{run.name}: the criterion is not a number: leave that language out')
+            self._values[run.name] = value
             self._seconds[run.name] = result.records[-1]['seconds']
         return self._values[run.name]
 
