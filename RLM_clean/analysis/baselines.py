@@ -58,7 +58,7 @@ def learning_curve(grammar: TreeGrammar, reference: Reference, learner: Learner,
     Raises ValueError for sizes below 0, a reference of another task than the prediction of the last token, and what the
     learner refuses.
     """
-    width = _width(grammar, reference)
+    width = _width(grammar, reference, learner)
     if any(size < 0 for size in sizes):
         raise ValueError(f'sizes={list(sizes)} are not numbers of sequences: use 0 or more')
     sequences = training_set(grammar, max(sizes, default=0), width)
@@ -83,7 +83,7 @@ def learner_records(
     regime population, and what the learner refuses.
     """
     _check_objective(config)
-    width = _width(grammar, reference)
+    width = _width(grammar, reference, learner)
     if any(step < 0 for step in steps):
         raise ValueError(f'steps={list(steps)} are not steps of a run: use 0 or more')
     seen = [sequences_seen(config, step) for step in steps]
@@ -113,13 +113,16 @@ def training_set(grammar: TreeGrammar, size: int, width: int) -> Tensor:
     return grammar.sequences(0, size, last=width).cpu()
 
 
-def _width(grammar: TreeGrammar, reference: Reference) -> int:
-    """The tokens of a context and its target; ValueError where the target is not the last token of the sequence."""
+def _width(grammar: TreeGrammar, reference: Reference, learner: Learner) -> int:
+    """The tokens of a context and its target; ValueError where that is not what the learner learns from."""
     size, posteriors = reference.inputs.shape[1], reference.posteriors
     if posteriors.ndim == 3 and posteriors.shape[1] > 1:
         raise ValueError("a reference with several targets does not fit learners that count: make one for 'last'")
     if size >= 2**grammar.L:
         raise ValueError(f"contexts of all {size} tokens have another target than the last one: use those of 'last'")
+    if isinstance(learner, KnownTree) and size + 1 != 2**grammar.L:
+        whole = 2**grammar.L - 1
+        raise ValueError(f'contexts of {size} of {whole} tokens do not fit KnownTree, which needs whole sequences')
     return size + 1
 
 

@@ -26,7 +26,8 @@ class Threshold:
     """The sizes at which the seeds meet a criterion, see `Search`.
 
     Attributes:
-        value: the geometric mean over seeds; infinite where one never meets it, 0 where one meets it at any size.
+        value: the geometric mean over seeds; infinite where one never meets it, 0 where one meets it at any size, nan
+            where there are both.
         interval: 95% confidence, the resolution included; nan where `value` is 0 or infinite.
         median: the median over seeds.
         per_seed: the threshold of each seed.
