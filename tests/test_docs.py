@@ -34,7 +34,13 @@ pytestmark = pytest.mark.xdist_group('docs')
 # Commands that have tests of their own, and which.
 ELSEWHERE = {
     'bash test.sh': 'the tests run inside it',
-    'python -m examples.all': 'test_examples_of_training_sets.py runs it on stand-ins; each example is run here',
+    'python -m examples.all': 'test_examples_of_training_sets.py runs it on stand-ins',
+    'python -m examples.training_sets': 'test_examples_of_training_sets.py runs its quick form, as of the next one',
+    'python -m examples.memorisation': 'the same test',
+    'python -m examples.root': 'test_examples.py runs its quick form, as of the next ones',
+    'python -m examples.mup': 'test_examples.py',
+    'python -m examples.steering': 'test_examples.py',
+    'python -m examples.filtering': 'test_examples.py',
 }
 # What is made shorter, so that a page takes seconds: patterns, each of which some page must contain, and what takes
 # their place. Runs without a length of their own have that of documents.SHORT where code.sh starts them.
