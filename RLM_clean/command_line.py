@@ -52,8 +52,8 @@ def make_parser(prog: str = 'rlm-train') -> argparse.ArgumentParser:
     """The parser of a run's command line: one `--name` for each option, in groups."""
     parser = _Parser(
         prog=prog,
-        description='Train a model on sequences of a random grammar, such as the Random Language Model, against the exact floors '
-        'of its task. Trees are complete and binary; all levels share one alphabet.',
+        description='Train a model on sequences of a random grammar, such as the Random Language Model, against the '
+        'exact floors of its task. Trees are complete and binary; all levels share one alphabet.',
         allow_abbrev=False,
     )
     groups: dict[str, Any] = {}

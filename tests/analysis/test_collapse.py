@@ -101,7 +101,7 @@ def test_intervals_of_95_percent_cover_in_90_to_98_percent_of_200_trials() -> No
 
 @pytest.mark.slow
 def test_intervals_of_two_exponents_cover_in_90_to_98_percent_of_200_trials() -> None:
-    for hits in covered(200, 5, 0.1, 0.0, B, bootstraps=50):
+    for hits in covered(200, 5, 0.1, 0.0, B, bootstraps=20):
         assert 180 <= hits <= 196
 
 
