@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from examples.root import crossing
 from RLM_clean import sweep
 from RLM_clean.exact import theory
 from RLM_clean.plots import style
@@ -64,19 +65,9 @@ def floors(results: Results, windows: Sequence[int]) -> dict[int, Array]:
     return {k: results[f'floor_{k}'][-1, 0] for k in (0, *windows)}
 
 
-def threshold(sizes: Array, losses: Array, level: float) -> float:
-    """The P at which losses `(P,)` first fall to a level, by interpolation in ln P; NaN where they do not."""
-    for (p, above), (q, below) in pairwise(zip(sizes, losses, strict=True)):
-        if above > level >= below:
-            return float(p * (q / p) ** ((above - level) / (above - below)))
-    return math.nan
-
-
 def thresholds(sizes: Array, losses: Array, above: Array, below: Array) -> Array:
     """P* of each repetition: where losses `(P, R)` are halfway between two floors `(R,)`."""
-    return np.array(
-        [threshold(sizes, column, (a + b) / 2) for column, a, b in zip(losses.T, above, below, strict=True)]
-    )
+    return np.array([crossing(sizes, column, (a + b) / 2) for column, a, b in zip(losses.T, above, below, strict=True)])
 
 
 def table(results: Results, windows: Sequence[int], sizes: Array) -> list[str]:
