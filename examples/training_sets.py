@@ -9,8 +9,8 @@ sequences, when the correlations of tokens at that distance emerge from the nois
 the descent at the floor H_t. Prints, for each level, the size P* at which the loss is halfway between the floors that
 the level joins, beside P_l; and draws the losses against P.
 
-The runs are a sweep, which took about an hour and a half on two cores that were busy with other work too. After an
-interruption, the same command continues. `--quick` trains small models in seconds.
+The runs are a sweep, which says how long it will take; after an interruption, the same command continues. `--quick`
+trains small models in seconds.
 """
 
 from __future__ import annotations
