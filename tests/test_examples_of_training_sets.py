@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from examples import all as every
-from examples import memorisation, training_sets
+from examples import memorisation, phase_diagram, training_sets
 from RLM_clean import sweep
 
 
@@ -61,6 +61,23 @@ def test_training_sets_and_memorisation_share_their_runs(
     printed = capsys.readouterr().out
     assert '8 runs, 0 of them to train' in printed
     assert 'P =     16:' in printed and Path('results/training_sets_quick/memorisation.png').exists()
+
+
+@pytest.mark.slow
+def test_the_phase_diagram_has_the_excess_of_each_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    phase_diagram.main(['--quick'])
+    printed = capsys.readouterr().out
+    results = sweep.load('results/phase_diagram_quick/num_layers')
+    excess = results['excess'].reshape(2, 2, 2)
+    for mean, spread in zip(excess.mean(-1).flat, excess.std(-1, ddof=1).flat, strict=True):
+        assert f'{mean:9.3f} +-{spread:5.3f}' in printed
+    learnt = phase_diagram.measured(results)['learnt'][1, 1]
+    loss, nothing, floor = (results[name].reshape(2, 2, 2)[1, 1] for name in ('testloss', 'floor_0', 'entropy'))
+    np.testing.assert_allclose(learnt, (nothing - loss) / (nothing - floor), rtol=1e-6)
+    assert matplotlib.image.imread('results/phase_diagram_quick/phase_diagram.png').shape[1] > 1000
 
 
 # ---------------------------------------------------------------------- all of them
