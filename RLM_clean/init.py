@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from RLM_clean import datasets, models, tasks
+from RLM_clean import datasets, models, optimizers, tasks
 from RLM_clean.config import DATASETS, MODELS, Config
 from RLM_clean.models import parametrisation
 
@@ -210,8 +210,8 @@ def init_optimizer(model: nn.Module, config: Config) -> optim.Optimizer:
         ]
     # One fused kernel for all weights: a small model's step is otherwise mostly overhead.
     if c.optim == 'sgd':
-        return optim.SGD(groups, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, fused=True)
-    return optim.AdamW(groups, lr=c.lr, weight_decay=c.weight_decay, fused=True)
+        return optimizers.SGD(groups, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, fused=True)
+    return optimizers.AdamW(groups, lr=c.lr, weight_decay=c.weight_decay, fused=True)
 
 
 def lr_factors(model: nn.Module, config: Config) -> dict[str, float] | None:

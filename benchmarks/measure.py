@@ -19,7 +19,7 @@ from unittest import mock
 
 import torch
 
-from RLM_clean.training.machine import available_cores
+from RLM_clean.threads import available_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 

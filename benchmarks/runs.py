@@ -19,7 +19,7 @@ from benchmarks.plain import PlainRun
 from benchmarks.report import Ratio, Result, Table, quotients
 from RLM_clean import init
 from RLM_clean.config import Config
-from RLM_clean.training.machine import available_cores
+from RLM_clean.threads import available_cores
 
 RUNS: dict[str, dict[str, Any]] = {'default': {}, 'L=3': {'num_layers': 3}, 'L=6': {'num_layers': 6}}
 BOUNDS = {'default': 20.0, 'L=3': 60.0}

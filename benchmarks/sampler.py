@@ -14,7 +14,7 @@ from benchmarks import plain
 from benchmarks.measure import Settings, Work, in_turn
 from benchmarks.report import Ratio, Result, Table, quotients
 from RLM_clean.datasets import RLM
-from RLM_clean.training.machine import available_cores
+from RLM_clean.threads import available_cores
 
 
 def drawing(grammar: RLM, L: int, leaves: int, threads: int) -> Work:

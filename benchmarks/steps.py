@@ -24,10 +24,11 @@ from benchmarks.report import Ratio, Result, Table, quotients
 from RLM_clean.config import Config
 from RLM_clean.datasets import RLM
 from RLM_clean.measures import Language, Reference
+from RLM_clean.threads import available_cores
 from RLM_clean.training import machine
 from RLM_clean.training.loop import WINDOW, Trainer
 from RLM_clean.training.loop import make_trainer as build_trainer
-from RLM_clean.training.machine import available_cores, default_threads
+from RLM_clean.training.machine import default_threads
 
 SIZES: dict[str, dict[str, Any]] = {
     'default': {},

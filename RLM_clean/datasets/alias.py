@@ -13,6 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from RLM_clean.threads import for_each
+
 
 class AliasTable:
     """Tables for the rows of a stochastic matrix `(R, n)`, in 8 bytes an entry.
@@ -42,9 +44,13 @@ class AliasTable:
         self.threshold_bits = 63 - self.alias_bits
         entries = torch.empty(num_rows, n, dtype=torch.int64)
         # One row after the other: its arrays stay in the processor's cache.
-        rows = (row for block in blocks for row in block * (n / block.sum(1, keepdim=True)))
-        for columns, weights in zip(entries, rows, strict=True):
-            self._pack(*_share_columns(weights), out=columns)
+        factors = ((row, factor) for block in blocks for row, factor in zip(block, n / block.sum(1), strict=True))
+
+        def fill(place: tuple[Tensor, tuple[Tensor, Tensor]]) -> None:
+            columns, (row, factor) = place
+            self._pack(*_share_columns(row * factor), out=columns)
+
+        for_each(zip(entries, factors, strict=True), fill, entries=n)
         self.entries = entries.flatten().to(device)
 
     def _pack(self, threshold: Tensor, alias: Tensor, out: Tensor) -> None:

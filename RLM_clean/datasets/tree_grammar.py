@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from RLM_clean.datasets.alias import AliasTable
 from RLM_clean.streams import random_permutation, random_words, stream_key
+from RLM_clean.threads import for_each
 
 # Table look-ups run fastest while the working set of a chunk stays in the processor's cache.
 _NODES_PER_CHUNK = {'cpu': 2**15, 'cuda': 2**24}
@@ -118,8 +119,12 @@ class TreeGrammar(Dataset):
         number = self._number(level)
         if number not in self._transitions:
             left, right = torch.empty(2, self.v, self.v, dtype=torch.float64)
-            for parents, block in self.blocks(level):
-                left[parents], right[parents] = block.sum(2), block.sum(1)
+
+            def add(block: tuple[slice, Tensor]) -> None:
+                parents, rules = block
+                left[parents], right[parents] = rules.sum(2), rules.sum(1)
+
+            for_each(self.blocks(level), add, entries=self.v**2)
             self._transitions[number] = left, right
         return self._transitions[number]
 
@@ -381,9 +386,8 @@ def _normalised(rules: Tensor) -> Tensor:
 def _check_rules(rules: Tensor, v: int) -> None:
     if rules.shape != (v, v, v) or v < 2:
         raise ValueError(f'rules of shape {tuple(rules.shape)} are not (v, v, v) with the same v >= 2 on each level')
-    # Also false for NaN. float32 rules, which are only normalised to rounding, pass. A row at a time: the sum in
-    # float64 makes a copy.
-    if not (rules.min() >= 0 and all(abs(row.sum(dtype=torch.float64).item() - 1) < 1e-3 for row in rules)):
+    # Also false for NaN. float32 rules, which are only normalised to rounding, pass.
+    if not (rules.min() >= 0 and (rules.sum((1, 2)) - 1).abs().max() < 1e-3):
         raise ValueError('rules must be probabilities: not negative, with sums over the children of one')
 
 

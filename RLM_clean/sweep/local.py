@@ -29,7 +29,8 @@ from RLM_clean.sweep.states import (
     seconds_left,
     state,
 )
-from RLM_clean.training.machine import available_cores, resolve_device
+from RLM_clean.threads import available_cores
+from RLM_clean.training.machine import resolve_device
 from RLM_clean.training.progress import Say, format_seconds, say
 from RLM_clean.training.signals import Interruption
 

@@ -103,7 +103,8 @@ def _all_contexts(grammar: TreeGrammar, size: int, at_each: bool) -> Contexts:
     joint = entropies.window_distribution(grammar, size + 1)
     weights = joint.flatten(0, size - 1).sum(1)
     possible = torch.nonzero(weights).flatten()
-    inputs = torch.stack(torch.unravel_index(possible, (grammar.v,) * size), dim=1)
+    # Not torch.unravel_index, which imports sympy and takes a quarter of a second for that.
+    inputs = possible[:, None] // grammar.v ** torch.arange(size - 1, -1, -1) % grammar.v
     posteriors = []
     for seen in range(size, 0, -1):
         given = joint[tuple(inputs[:, :seen].unbind(1))]

@@ -20,6 +20,7 @@ import torch
 
 from RLM_clean import init, tasks
 from RLM_clean.config import Config
+from RLM_clean.threads import available_cores
 
 # Training batches are drawn ahead, for at most so many steps and so many tokens at a time.
 STEPS_AHEAD, TOKENS_AHEAD = 128, 2**21
@@ -193,15 +194,6 @@ def default_threads(config: Config) -> int:
     if step_products(config) // processes() < _PRODUCTS_FOR_THREADS:
         return 1
     return max(1, available_cores() // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
-
-
-def available_cores() -> int:
-    """The cores that this process may use; a batch system may allow fewer than the machine has."""
-    if 'SLURM_CPUS_PER_TASK' in os.environ:
-        return int(os.environ['SLURM_CPUS_PER_TASK'])
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def processes() -> int:

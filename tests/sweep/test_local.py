@@ -27,7 +27,7 @@ from RLM_clean.runs.locks import is_locked
 from RLM_clean.runs.storage import load
 from RLM_clean.sweep import local, states, worker
 from RLM_clean.sweep.plan import read_plan
-from RLM_clean.training.machine import available_cores
+from RLM_clean.threads import available_cores
 
 # The longest that a process of these tests may take, on a machine that has other things to do.
 PATIENCE = 120

@@ -12,6 +12,7 @@ from small_runs import tiny, train
 from RLM_clean import init
 from RLM_clean.config import Config
 from RLM_clean.models import num_parameters
+from RLM_clean.threads import available_cores
 from RLM_clean.training import machine
 from RLM_clean.training.machine import resolve_device
 
@@ -110,7 +111,7 @@ def test_the_size_of_a_model_is_that_of_its_matrices(options: dict[str, Any]) ->
 def test_small_steps_take_one_thread_and_large_ones_all() -> None:
     assert machine.default_threads(Config(outname='unused')) == 1
     large = Config(outname='unused', embedding_dim=512, depth=4, num_layers=5, num_features=64)
-    assert machine.default_threads(large) == machine.available_cores()
+    assert machine.default_threads(large) == available_cores()
     assert machine.step_products(large) > 100 * machine.step_products(Config(outname='unused'))
 
 
