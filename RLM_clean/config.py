@@ -50,7 +50,7 @@ MOST_CONTEXTS = 2**16
 _MOST_ENTRIES = {'last': 2**24, 'all': 2**24, 'root': 2**20}
 
 # Options that change where or how a run is computed, not what: a resumed run may have others.
-EXECUTION = frozenset({'outname', 'device', 'threads', 'compile', 'resume', 'tensorboard'})
+EXECUTION = frozenset({'outname', 'device', 'threads', 'compile', 'resume', 'tracker', 'tensorboard'})
 # Options that say when a run ends, and nothing else: no batch and no learning rate depends on them.
 LENGTH = frozenset({'max_iters', 'max_epochs'})
 
@@ -205,7 +205,12 @@ class Config:
         'auto: go on where an interrupted run stopped; require: that or an error; restart: begin again at step 0',
         choices=('auto', 'require', 'restart'),
     )  # fmt: skip
-    tensorboard: bool = option(False, 'output', 'write the curves for TensorBoard too (needs the package tensorboard)')
+    tracker: str = option(
+        'none', 'output', 'what is sent the records and the floors too: wandb (offline), trackio or tensorboard, if it is '
+        'installed',
+        choices=('none', 'tensorboard', 'wandb', 'trackio'),
+    )  # fmt: skip
+    tensorboard: bool = option(False, 'output', 'the same as tracker=tensorboard, beside any other tracker')
 
     device: str = option(
         'auto', 'machine', 'auto (the first of cuda, mps and cpu that exists), cpu, cuda, cuda:1, mps',

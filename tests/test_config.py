@@ -51,6 +51,7 @@ DEFAULTS: dict[str, Any] = {
     'grad_clip': 0.0,
     'dtype': 'float32',
     'deterministic': False,
+    'tracker': 'none',
     'tensorboard': False,
     'resume': 'auto',
 }
@@ -238,7 +239,8 @@ OTHER: dict[str, Any] = {
     'loss_threshold': 0.0, 'dtype': 'bfloat16', 'print_freq': 10, 'save_freq': 1, 'checkpoints': False,
     'num_classes': 2, 'zipf': 1.0, 'zipf_levels': 'all', 'sigma': 0.5, 'filtered': 1, 'positions': 'none',
     'parametrisation': 'mup', 'mask_rate': 0.5, 'noise': 0.5, 'bp_records': True,
-    'resume': 'require', 'tensorboard': True, 'device': 'cpu', 'threads': 2, 'compile': 'off', 'deterministic': True,
+    'resume': 'require', 'tracker': 'wandb', 'tensorboard': True, 'device': 'cpu', 'threads': 2, 'compile': 'off',
+    'deterministic': True,
 }  # fmt: skip
 
 
@@ -262,7 +264,7 @@ def test_a_run_can_be_made_longer_and_not_shorter():
 
 
 def test_the_options_that_may_differ_are_those_of_the_machine_and_the_files():
-    assert sorted(EXECUTION) == ['compile', 'device', 'outname', 'resume', 'tensorboard', 'threads']
+    assert sorted(EXECUTION) == ['compile', 'device', 'outname', 'resume', 'tensorboard', 'threads', 'tracker']
 
 
 def test_an_option_that_an_older_file_lacks_is_no_difference():
@@ -283,7 +285,9 @@ def test_a_name_that_cannot_be_a_device_is_refused(name: str):
 
 def test_options_for_another_machine_are_a_good_config():
     """A laptop reads the options of a run that only a cluster can train."""
-    config = Config(outname='run', device='cuda:7', compile='on', tensorboard=True, num_features=2048, threads=128)
+    config = Config(
+        outname='run', device='cuda:7', compile='on', tensorboard=True, tracker='wandb', num_features=2048, threads=128
+    )
     assert config.device == 'cuda:7'
 
 

@@ -6,7 +6,6 @@ Crafted contents of files are in tests/runs/test_contents.py.
 from __future__ import annotations
 
 import errno
-import importlib.util
 import io
 import os
 import pickle
@@ -160,6 +159,7 @@ OPTIONS: list[tuple[dict[str, Any], str, str]] = [
     ({'save_freq': 0}, '0', 'use a whole number, 1 to 1000'),
     ({'save_freq': 10**9}, '1000000000', 'use a whole number, 1 to 1000'),
     ({'loss_threshold': 'nan'}, 'nan', 'use a finite number, 0 or more'),
+    ({'tracker': 'mlflow'}, "'mlflow'", 'use none or tensorboard or wandb or trackio'),
     ({'threads': 0}, '0', 'use auto, or a whole number, 1 to 1024'),
     ({'threads': 100000}, '100000', 'use auto, or a whole number, 1 to 1024'),
     ({'threads': 'many'}, 'many', 'use auto, or a whole number, 1 to 1024'),
@@ -181,8 +181,6 @@ if not torch.cuda.is_available():
     OPTIONS.append(({'device': 'cuda'}, "'cuda'", 'use auto or cpu'))
 if not torch.backends.mps.is_available():
     OPTIONS.append(({'device': 'mps'}, "'mps'", 'use auto or cpu'))
-if importlib.util.find_spec('tensorboard') is None:
-    OPTIONS.append(({'tensorboard': True}, 'True', 'pip install tensorboard'))
 
 # Words at the end of a good command line, and parts of the error.
 WORDS: list[tuple[list[str], tuple[str, ...]]] = [

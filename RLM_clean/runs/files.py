@@ -43,6 +43,7 @@ class RunFiles:
         self.log = self.folder / f'{name}_log.jsonl'
         self.picture = self.folder / f'{name}.png'
         self.curves = self.folder / f'{name}_tensorboard'
+        self.wandb = self.folder / f'{name}_wandb'
         self._saved: dict[str, Any] | None = None  # the last checkpoint that was saved here
 
     def load_config(self, tensors: bool = True) -> dict[str, Any]:
@@ -129,7 +130,8 @@ class RunFiles:
         own = [self.final, self.config, self.previous, self.log, self.picture, *self.leftovers()]
         for path in own + [self.checkpoint(step) for step in self.steps()]:
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.curves, ignore_errors=True)
+        for folder in (self.curves, self.wandb):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def save_checkpoint(self, content: dict[str, Any], keep: Container[int]) -> None:
         """Saves the newest checkpoint, `content` with its 'resume', then retires the one before it."""

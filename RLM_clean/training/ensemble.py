@@ -146,7 +146,7 @@ def _train(
             # Only now is it known whether the steps are compiled, which _config.pt says.
             member.run.begin(member.trainer.language, replace(member.run.machine, compile=ensemble.compiled))
             recorder = Recorder(member.trainer, member.run.files)
-            stack.enter_context(recorder.curves)
+            stack.enter_context(recorder.trackers)
             recorders[i] = recorder
         except Exception as error:
             ensemble.leave(i)
@@ -172,6 +172,7 @@ def _loop(
                 if result is not None:
                     del recorders[i]
                     ensemble.leave(i)
+                    recorder.trackers.finish(failed=isinstance(result, Exception))
                     yield members[i].run.config, result
             if recorders:
                 steps = min(recorder.next_stop - recorder.trainer.step for recorder in recorders.values())

@@ -24,8 +24,9 @@ from RLM_clean.training import distributed
 from RLM_clean.training.backends import Batch, CompilationError, Update, make_update
 from RLM_clean.training.batches import make_feed
 from RLM_clean.training.machine import Machine
-from RLM_clean.training.progress import Curves, Progress, Say, say
+from RLM_clean.training.progress import Progress, Say, say
 from RLM_clean.training.signals import Interruption
+from RLM_clean.training.trackers import Trackers
 
 # The losses of steps are read, and early stopping is decided, every so many steps: reading a loss waits for the GPU.
 WINDOW = 128
@@ -53,6 +54,7 @@ class Trainer:
         say: Say = say,
     ) -> None:
         self.config, self.language, self.model, self.optimizer = config, language, model, optimizer
+        self.say = say
         self.device = torch.device(machine.device)
         self.feed = make_feed(language.grammar, config, self.device)
         batch = self.feed.example()
@@ -225,7 +227,7 @@ class Recorder:
         self.kept = self.save_times if config.checkpoints else set()
         files.rewrite_log(trainer.dynamics)
         files.retire_all(trainer.step, self.kept)
-        self.curves = Curves(config, trainer.language)
+        self.trackers = Trackers(config, trainer.language, trainer.step if trainer.dynamics else None, trainer.say)
 
     def visit(self) -> Record | None:
         """Makes the record and the checkpoint that are due at this step, and returns the record if there was one."""
@@ -235,7 +237,7 @@ class Recorder:
             return None
         record = trainer.record()
         self.files.append_record(record)
-        self.curves.add(record)
+        self.trackers.record(record)
         if trainer.step in self.save_times or trainer.ended:
             self.save()
         return record
@@ -255,7 +257,7 @@ def run(trainer: Trainer, files: RunFiles, interruption: Interruption) -> bool:
     """Takes steps, makes records and saves checkpoints until the end of a run (True) or an interruption (False)."""
     recorder = Recorder(trainer, files)
     last, floor = trainer.config.last_step, trainer.language.entropy
-    with Progress(trainer.step, last, floor, times=recorder.times) as progress, recorder.curves:
+    with Progress(trainer.step, last, floor, times=recorder.times) as progress, recorder.trackers:
         while True:
             record = recorder.visit()
             if record is not None:

@@ -7,7 +7,6 @@ cannot run, before anything is written.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import shutil
@@ -77,8 +76,6 @@ def check(config: Config) -> None:
     """Raises ValueError, with one sentence, for options that this machine cannot run."""
     c = config
     device = resolve_device(c.device)
-    if c.tensorboard and importlib.util.find_spec('tensorboard') is None:
-        raise ValueError('tensorboard=True needs a package that is not installed: pip install tensorboard')
     if c.batch_size % processes():
         raise ValueError(f'batch_size={c.batch_size} does not divide among {processes()} processes: use a multiple')
     if c.regime == 'population' and processes() > 1:

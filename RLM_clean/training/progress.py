@@ -14,10 +14,6 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from RLM_clean.config import Config
-from RLM_clean.measures import Language
-from RLM_clean.runs.files import RunFiles
-
 Say = Callable[[str], None]
 
 # Between two records, a log gets a line at least so often.
@@ -182,34 +178,6 @@ class _Pace:
     @property
     def text(self) -> str:
         return f'{self.rate:.0f}' if self.rate >= 100 else f'{self.rate:.3g}'
-
-
-class Curves:
-    """The records of a run for TensorBoard, the floors among them, in the folder {outname}_tensorboard if asked for."""
-
-    def __init__(self, config: Config, language: Language) -> None:
-        self.writer: Any = None
-        self.lines = {f'floors/{k} tokens': value for k, (value, _) in language.floors.items()}
-        self.lines['floors/task'] = language.entropy
-        if config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(RunFiles(config.outname).curves))
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Adds the numbers of a record at its step."""
-        if self.writer is None:
-            return
-        curves = {f'run/{name}': value for name, value in record.items() if name not in ('t', 'seconds')}
-        for name, value in (curves | self.lines).items():
-            self.writer.add_scalar(name, value, record['t'])
-
-    def __enter__(self) -> Curves:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.writer is not None:
-            self.writer.close()
 
 
 def format_seconds(seconds: float) -> str:

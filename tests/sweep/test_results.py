@@ -156,7 +156,7 @@ def test_tables_have_a_row_a_run_and_a_row_a_record(results: Results, folder: Pa
     row = rows[-1]
     run = load_run(folder / row['run'])
     for name, value in run.config.to_dict().items():
-        if name not in ('outname', 'resume', 'device', 'threads', 'tensorboard'):
+        if name not in ('outname', 'resume', 'device', 'threads', 'tensorboard', 'tracker'):
             assert row[name] == str(value)
     assert row['threads'] == '1' and row['device'] == 'cpu' and row['repetition'] == '3'
     assert float(row['excess']) == run.dynamics[-1]['excess'] and row['early_stop'] == 'False'

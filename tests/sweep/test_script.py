@@ -112,7 +112,7 @@ def test_every_variable_reaches_the_run(asked: Asked) -> None:
         'decay_time': 50, 'max_iters': 77, 'loss_threshold': 0.5, 'seed_rules': 1, 'seed_sample': 2, 'seed_model': 3,
         'print_freq': 9, 'save_freq': 3, 'resume': 'restart', 'device': 'cpu', 'threads': 1, 'dtype': 'bfloat16',
         'beta': 0.5, 'compile': 'off', 'sigma': 0.25, 'filtered': 2, 'num_classes': 5, 'noise': 0.125,
-        'positions': 'rope', 'parametrisation': 'mup',
+        'positions': 'rope', 'parametrisation': 'mup', 'tracker': 'trackio',
     }  # fmt: skip
     switches = {'checkpoints': 0, 'tie_weights': 1, 'deterministic': 'yes', 'tensorboard': 'no', 'bp_records': 1}
     changes = 'b0.5_zipf0.75_at0,1_s0.25_k2_nc5_offline_denoise_noise0.125_bert_posrope_mup_depth2_d12_heads3_ff2'

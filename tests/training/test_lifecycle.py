@@ -216,7 +216,9 @@ def test_a_complete_run_is_left_as_it_is(tmp_path: Path) -> None:
 def test_restart_begins_again_and_leaves_nothing_of_the_run_before(tmp_path: Path) -> None:
     train(tiny(tmp_path / 'new' / 'run', max_iters=6, seed_model=5))
     train(tiny(tmp_path / 'old' / 'run', max_iters=24))
-    RunFiles(tmp_path / 'old' / 'run').curves.mkdir()  # TensorBoard would show them beside the new ones
+    files = RunFiles(tmp_path / 'old' / 'run')
+    for folder in (files.curves, files.wandb):  # a tracker would show them beside the new ones
+        folder.mkdir()
     again = tiny(tmp_path / 'old' / 'run', max_iters=6, seed_model=5, resume='restart')
     assert train(again).status == 'done'
     new, old = contents(tmp_path / 'new' / 'run'), contents(tmp_path / 'old' / 'run')

@@ -64,7 +64,6 @@ def test_what_the_memory_cannot_hold_is_refused_before_it_is_asked_for(monkeypat
     ('options', 'message'),
     [
         ({'device': 'cuda:9'}, "device='cuda:9' is not on this machine: use auto or cpu"),
-        ({'tensorboard': True}, 'tensorboard=True needs a package that is not installed: pip install tensorboard'),
         ({'compile': 'on'}, "compile='on' finds no compiler for device='auto': install g\\+\\+, or use auto"),
         ({'batch_size': 63}, 'batch_size=63 does not divide among 2 processes: use a multiple'),
     ],
@@ -72,7 +71,6 @@ def test_what_the_memory_cannot_hold_is_refused_before_it_is_asked_for(monkeypat
 def test_what_this_machine_lacks_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(machine.importlib.util, 'find_spec', lambda name: None)
     monkeypatch.setattr(machine, 'can_compile', lambda device: False)
     if 'batch_size' in options:
         monkeypatch.setenv('WORLD_SIZE', '2')

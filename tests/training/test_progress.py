@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from helpers import ROOT, arguments, environment
-from small_runs import TINY, make_trainer, quiet, tiny
+from small_runs import TINY, tiny
 
 from RLM_clean.main import main, summary
 from RLM_clean.runs import load_run
 from RLM_clean.training import lifecycle, progress
-from RLM_clean.training.progress import Curves, Progress, format_seconds, say
+from RLM_clean.training.progress import Progress, format_seconds, say
 
 RECORD = {'t': 20, 'trainloss': 1.25, 'testloss': 1.5, 'testacc': 0.5, 'excess': 0.125, 'lr': 0.1, 'seconds': 3.0}
 
@@ -238,42 +238,3 @@ def test_a_command_whose_output_goes_nowhere_writes_its_files_and_ends_well(tmp_
     done = subprocess.run(['bash', '-c', script], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, '')
     assert load_run(tmp_path / 'r\u00e9sultat').done
-
-
-# ---------------------------------------------------------------------- TensorBoard
-
-
-class Writer:
-    """Keeps what a SummaryWriter would write."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder, self.closed = folder, False
-        self.points: list[tuple[str, float, int]] = []
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        assert not self.closed
-        self.points.append((name, value, step))
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def test_tensorboard_gets_each_record_and_the_floors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', SimpleNamespace(SummaryWriter=Writer))
-    language = make_trainer(tiny()).language
-    config: Any = SimpleNamespace(outname='results/x', tensorboard=True)
-    with Curves(config, language) as curves:
-        curves.add(RECORD)
-    writer = curves.writer
-    assert writer.closed and writer.folder == 'results/x_tensorboard'
-    assert {name: value for name, value, step in writer.points if step == 20} == {
-        'run/trainloss': 1.25, 'run/testloss': 1.5, 'run/testacc': 0.5, 'run/excess': 0.125, 'run/lr': 0.1,
-        'floors/0 tokens': language.marginal, 'floors/1 tokens': language.floors[1][0],
-        'floors/3 tokens': language.entropy, 'floors/task': language.entropy,
-    }  # fmt: skip
-
-
-def test_without_tensorboard_nothing_is_imported_or_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)  # importing it would fail
-    lifecycle.train(tiny(tmp_path / 'run'), quiet)
-    assert not (tmp_path / 'run_tensorboard').exists()
