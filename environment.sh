@@ -1,4 +1,5 @@
 # Sourced by code.sh and test.sh: finds a Python with the packages of a requirements file, or makes one in .venv.
+# Packages are installed by uv where it is installed, and by pip otherwise, or where UV is empty: UV= bash code.sh
 #
 #   find_python FILE MODULES...   sets $python; installs FILE into .venv when `import MODULES` fails everywhere
 
@@ -14,6 +15,16 @@ newer_python() {
     return 2
 }
 
+# new_venv PYTHON       makes .venv
+# install ARGUMENTS...  installs packages into it
+if [ "${UV-$(command -v uv || true)}" ]; then
+    new_venv() { "${UV:-uv}" venv --quiet --seed --python "$1" .venv; }
+    install() { "${UV:-uv}" pip install --quiet --python .venv/bin/python "$@"; }
+else
+    new_venv() { "$1" -m venv .venv; }
+    install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
+fi
+
 make_venv() {
     local file=$1 base
     base=$(newer_python) || exit 2
@@ -23,15 +34,12 @@ make_venv() {
         return
     fi
     echo "setting up .venv with $file (once; some minutes, depending on the network)"
-    [ -x .venv/bin/python ] || "$base" -m venv .venv || {
+    [ -x .venv/bin/python ] || new_venv "$base" || {
         echo "error: $base cannot make a virtual environment: install its venv module (on Debian: python3-venv)" >&2
         exit 2
     }
     # The package itself goes in too, so that its imports work from every folder.
-    {
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file" &&
-            .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-    } || {
+    install -r "$file" && install --no-deps -e . || {
         echo "error: the packages of $file could not be installed into .venv: see the lines above" >&2
         exit 2
     }

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import ROOT, SMALL, arguments, environment, run_main
@@ -188,29 +189,51 @@ exit 1
 """
 
 
-def test_missing_packages_are_installed_once_into_a_virtual_environment(code_sh: CodeSh, home: Path):
-    first = code_sh(python=BARE)
+# A uv that does the same for that python.
+BARE_UV = """#!/bin/sh
+case "$*" in
+    "venv --quiet --seed --python "*" .venv") mkdir -p .venv/bin && cp ../python .venv/bin/python && exit 0 ;;
+    "pip install --quiet --python .venv/bin/python "*) [ ! -e offline ] && echo "installing $*" && exit 0 ;;
+esac
+exit 1
+"""
+
+
+@pytest.fixture(params=['uv', 'pip'])
+def bare_code_sh(request: pytest.FixtureRequest, code_sh: CodeSh, home: Path) -> Callable[[], Any]:
+    """code.sh with a python that has no packages, which are installed by uv or by pip."""
+    tools = home.parent / 'bin'
+    tools.mkdir()
+    (tools / 'uv').write_text(BARE_UV)
+    (tools / 'uv').chmod(0o755)
+    path = f'{tools}:{os.environ["PATH"]}'
+    variables = {'PATH': path} if request.param == 'uv' else {'PATH': path, 'UV': ''}
+    return lambda: code_sh(python=BARE, **variables)
+
+
+def test_missing_packages_are_installed_once_into_a_virtual_environment(bare_code_sh: Callable[[], Any]):
+    first = bare_code_sh()
     assert 'setting up .venv with requirements.txt' in first.stdout
     assert re.search(r'installing .* -r requirements\.txt\n', first.stdout)
     assert 'beta=2' in started(first)
-    second = code_sh(python=BARE)
+    second = bare_code_sh()
     assert started(second) == started(first)
     assert 'setting up' not in second.stdout and 'installing' not in second.stdout
 
 
-def test_an_installation_that_failed_is_reported_and_begun_again(code_sh: CodeSh, home: Path):
+def test_an_installation_that_failed_is_reported_and_begun_again(bare_code_sh: Callable[[], Any], home: Path):
     (home / 'offline').touch()
-    failed = code_sh(python=BARE)
+    failed = bare_code_sh()
     assert failed.returncode == 2 and 'RLM_clean.sweep.script' not in failed.stdout
     assert failed.stderr.startswith('error: the packages of requirements.txt could not be installed')
     (home / 'offline').unlink()
-    assert 'installing' in code_sh(python=BARE).stdout
+    assert 'installing' in bare_code_sh().stdout
 
 
-def test_packages_are_installed_again_when_the_requirements_changed(code_sh: CodeSh, home: Path):
-    code_sh(python=BARE)
+def test_packages_are_installed_again_when_the_requirements_changed(bare_code_sh: Callable[[], Any], home: Path):
+    bare_code_sh()
     (home / 'requirements.txt').write_text('torch\n')
-    assert 'installing' in code_sh(python=BARE).stdout
+    assert 'installing' in bare_code_sh().stdout
 
 
 # ---------------------------------------------------------------------- the ways to start
