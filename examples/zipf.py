@@ -4,7 +4,8 @@ Trains hierarchical convolutional networks to classify the root of sequences of 
 m = 16, L = 2) in which the k-th production of a symbol has probability k^-(1 + a) at the level of the leaves (Zipf's
 law), on training sets of P sequences. F. Cagnetta, H. Kang and M. Wyart (ICML 2025, arXiv:2505.07067) predict that the
 test error falls as P^(-a / (1 + a)), since rare rules are learnt late; with equal probabilities it falls all at once.
-Prints the exponent of each a with its 95% interval, and draws the errors.
+Prints the exponent of each a with its 95% interval, and draws the errors. That law needs many rules. Beside it stands
+what follows for m rules if each is learnt from as many examples of it as with equal probabilities.
 
 The runs are a sweep, which says how long it will take; after an interruption, the same command continues. `--quick`
 trains small networks in seconds.
@@ -60,8 +61,26 @@ def law(a: float, sizes: Array, errors: Array) -> PowerLaw | None:
     return fit_power_law(sizes[measured], errors[measured].T, floor=0.0)
 
 
-def table(exponents: Sequence[float], sizes: Array, errors: Array) -> list[str]:
-    """A line for each a: the exponent beside a / (1 + a)."""
+def of_few_rules(a: float, m: int, sizes: Array, equal: Array) -> Array:
+    """The errors `(P,)` for m rules if each is learnt from as many examples of it as with equal probabilities.
+
+    With p_k ~ k^-(1 + a), and f(P) the error with equal probabilities, which `equal (P,)` gives at the sizes, it is
+    `sum_jk p_j p_k f(P m min(p_j, p_k))`: a sequence has two pairs of leaves, and the rarer rule decides.
+    """
+    p = np.arange(1, m + 1) ** -(1 + a)
+    p /= p.sum()
+    examples = sizes[:, None, None] * m * np.minimum(p[:, None], p)
+    return (p[:, None] * p * np.interp(np.log(examples), np.log(sizes), equal, right=0.0)).sum((1, 2))
+
+
+def slope(sizes: Array, errors: Array, within: tuple[float, float]) -> float:
+    """The exponent between the ends of a range of sizes."""
+    first, last = np.interp(np.log(within), np.log(sizes), np.log(errors))
+    return float((first - last) / np.log(within[1] / within[0]))
+
+
+def table(exponents: Sequence[float], m: int, sizes: Array, errors: Array) -> list[str]:
+    """A line for each a: the exponent beside a / (1 + a), and beside that of m rules."""
     lines = []
     for a, values in zip(exponents, errors, strict=True):
         found = law(a, sizes, values)
@@ -70,13 +89,14 @@ def table(exponents: Sequence[float], sizes: Array, errors: Array) -> list[str]:
                 f'a = {a:g}: error {values[0].mean():.3f} at P = {sizes[0]:g}, {values[-1].mean():.4f} at {sizes[-1]:g}'
             )
         else:
-            lines.append(f'a = {a:g}: {found}; a / (1 + a) = {a / (1 + a):.3f}')
+            few = slope(sizes, of_few_rules(a, m, sizes, errors[0].mean(1)), found.range)
+            lines.append(f'a = {a:g}: {found}; a / (1 + a) = {a / (1 + a):.3f}; {few:.3f} for {m} rules')
     return lines
 
 
 @style.styled
-def figure(exponents: Sequence[float], sizes: Array, errors: Array, axes: Axes) -> None:
-    """The test errors `(a, P, R)` against P, means and spreads over grammars, with the fits."""
+def figure(exponents: Sequence[float], m: int, sizes: Array, errors: Array, axes: Axes) -> None:
+    """The test errors `(a, P, R)` against P, means and spreads over grammars, with the fits and both laws."""
     for a, values, color in zip(exponents, errors, style.CYCLE, strict=False):
         label = f'a = {a:g}' if a else 'equal probabilities'
         axes.errorbar(sizes, values.mean(1), values.std(1, ddof=1), fmt='o', ms=4, color=color, label=label)
@@ -86,8 +106,10 @@ def figure(exponents: Sequence[float], sizes: Array, errors: Array, axes: Axes) 
             axes.plot(within, found(within), color=color, lw=1.2)
             predicted = found(within[0]) * (within / within[0]) ** (-a / (1 + a))
             axes.plot(within, predicted, color=color, lw=1, ls=':')
+            axes.plot(sizes, of_few_rules(a, m, sizes, errors[0].mean(1)), color=color, lw=1, ls='--')
     axes.plot([], [], color=style.GREY, lw=1.2, label='fit')
     axes.plot([], [], color=style.GREY, lw=1, ls=':', label='$P^{-a/(1+a)}$')
+    axes.plot([], [], color=style.GREY, lw=1, ls='--', label=f'for {m} rules, from equal probabilities')
     axes.set_xscale('log')
     axes.set_yscale('log')
     axes.set_xlabel('P, sequences in the training set')
@@ -107,13 +129,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     changes = QUICK if options.quick else {}
     if sweep.main(command(folder, exponents, sizes, REPETITIONS, **{**OPTIONS, **changes})):
         raise SystemExit(1)
-    errors = 1 - sweep.load(folder)['testacc']
+    results = sweep.load(folder)
+    errors = 1 - results['testacc']
     if np.isnan(errors).any():
         raise SystemExit('zipf: some runs are not done: the same command goes on with them')
-    P = np.array(sizes, dtype=float)
-    print('\n'.join(table(exponents, P, errors)))
+    P, m = np.array(sizes, dtype=float), int(results['num_synonyms'].flat[0])
+    print('\n'.join(table(exponents, m, P, errors)))
     axes = style.panels(size=(7.5, 4.6))
-    figure(exponents, P, errors, axes)
+    figure(exponents, m, P, errors, axes)
     picture = options.picture or folder / 'zipf.png'
     style.save(axes.figure, picture)
     print(f'the figure is {picture}')

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from examples import all as every
-from examples import memorisation, phase_diagram, training_sets
+from examples import memorisation, phase_diagram, training_sets, zipf
 from RLM_clean import sweep
 
 
@@ -111,3 +111,29 @@ def test_an_unknown_example_is_refused_in_one_line(capsys: pytest.CaptureFixture
         every.main(['stairs'])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and "'stairs' is not an example" in error
+
+
+@pytest.mark.slow
+def test_the_errors_under_zipfs_law_have_the_exponents_that_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    zipf.main(['--quick'])
+    printed = capsys.readouterr().out
+    errors = 1 - sweep.load('results/zipf_quick')['testacc']
+    assert errors.shape == (2, 3, 3)
+    assert f'a = 0: error {errors[0, 0].mean():.3f} at P = 64, {errors[0, -1].mean():.4f} at 1024' in printed
+    law = zipf.law(1.0, np.array([64.0, 256, 1024]), errors[1])
+    assert law is not None and f'a = 1: {law}; a / (1 + a) = 0.500; ' in printed
+    assert matplotlib.image.imread('results/zipf_quick/zipf.png').shape[1] > 900
+
+
+def test_few_rules_are_learnt_from_as_many_examples_as_with_equal_probabilities() -> None:
+    sizes, equal = np.array([10.0, 100, 1000]), np.array([0.9, 0.5, 0.1])
+    np.testing.assert_allclose(zipf.of_few_rules(-1.0, 4, sizes, equal), equal)  # a = -1: equal probabilities
+    # Two rules with probabilities 4/5 and 1/5 (a = 1): 8/5 and 2/5 times as many examples as with equal ones.
+    weights, found = {160.0: 16 / 25, 40.0: 9 / 25}, zipf.of_few_rules(1.0, 2, np.array([10.0, 100]), equal[:2])
+    assert found[0] == pytest.approx(
+        sum(w * np.interp(np.log(x / 10), np.log([10, 100]), equal[:2]) for x, w in weights.items())
+    )
+    assert zipf.slope(sizes, sizes**-0.5, (20.0, 500.0)) == pytest.approx(0.5)
