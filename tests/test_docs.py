@@ -37,6 +37,8 @@ ELSEWHERE = {
     'python -m examples.all': 'test_examples_of_training_sets.py runs it on stand-ins',
     'python -m examples.training_sets': 'test_examples_of_training_sets.py runs its quick form, as of the next one',
     'python -m examples.memorisation': 'the same test',
+    'python -m examples.zipf': 'the same file',
+    'python -m examples.phase_diagram': 'the same file',
     'python -m examples.root': 'test_examples.py runs its quick form, as of the next ones',
     'python -m examples.mup': 'test_examples.py',
     'python -m examples.steering': 'test_examples.py',
