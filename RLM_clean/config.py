@@ -206,8 +206,7 @@ class Config:
         choices=('auto', 'require', 'restart'),
     )  # fmt: skip
     tracker: str = option(
-        'none', 'output', 'what is sent the records and the floors too: wandb (offline), trackio or tensorboard, if it is '
-        'installed',
+        'none', 'output', 'program that is sent the records and the floors, where it is installed; wandb: offline',
         choices=('none', 'tensorboard', 'wandb', 'trackio'),
     )  # fmt: skip
     tensorboard: bool = option(False, 'output', 'the same as tracker=tensorboard, beside any other tracker')

@@ -1,13 +1,15 @@
-"""Several runs in one figure, given as runs, by their names, or by a pattern."""
+"""Several runs in one figure, given as runs, by their names, by a pattern, as a sweep, or as data frames."""
 
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
@@ -18,12 +20,16 @@ from RLM_clean.runs import Run, RunFiles
 from RLM_clean.runs.files import Record
 from RLM_clean.tasks import TASKS
 
+if TYPE_CHECKING:
+    import pandas
+
+# A data frame of pandas is one too, or several.
 AnyRun = Run | str | os.PathLike[str]
 
 # More lines cannot be told apart.
 _MOST_RUNS = 24
 # What follows the name of a run in the names of its files.
-_ENDINGS = re.compile(r'(_config\.pt|_t\d+\.pt|_previous\.pt|_log\.jsonl|_tensorboard|\.pt|\.png)$')
+_ENDINGS = re.compile(r'(_config\.pt|_t\d+\.pt|_previous\.pt|_log\.jsonl|_tensorboard|_wandb|\.pt|\.png)$')
 _WIDTH = 11.0
 # Options that change what is written of a run, not the run.
 _OUTPUT = frozenset({'print_freq', 'save_freq', 'checkpoints'})
@@ -42,20 +48,24 @@ class _Found:
     entropy: float
 
 
-def compare(runs: AnyRun | Iterable[AnyRun]) -> Figure:
+def compare(runs: AnyRun | pandas.DataFrame | Iterable[AnyRun | pandas.DataFrame]) -> Figure:
     """The test loss and the excess (nats) of several runs against the step, one colour for each run.
 
-    `runs` are runs, names of runs, or patterns such as 'results/rlm_*'; one of them or a list. Names of files of a run
-    stand for the run. A run is labelled by the options in which the runs differ, or by its name where there are none or
-    many. Thin lines are training losses. Floors are drawn once where all runs share them; otherwise each run has its
-    lowest floor, dashed, in its colour.
+    `runs` are runs, names of runs, patterns such as 'results/rlm_*', results of a sweep or runs of them, or data frames
+    made by their `to_pandas`; one of these or a list. A frame of a run is drawn as it is, one of a sweep stands for the
+    runs in it. Names of files of a run stand for the run. A run is labelled by the options in which the runs differ, or
+    by its name where there are none or many. Thin lines are training losses. Floors are drawn once where all runs share
+    them; otherwise each run has its lowest floor, dashed, in its colour.
 
         plots.compare(['results/one', 'results/two']).savefig('compare.png')
+        frame = sweep.load('results/my_sweep').to_pandas()
+        plots.compare(frame[frame.excess > 0.1].query('repetition == 1'))
 
-    Raises ValueError for a name that is not a run, a pattern that fits none, a run without records, more than 24 runs.
+    Raises ValueError for a name that is not a run, a pattern that fits none, a run without records, another frame, and
+    more than 24 runs.
     """
-    given = [runs] if isinstance(runs, (Run, str, os.PathLike)) else list(runs)
-    found = [_of_run(run) if isinstance(run, Run) else _of_files(run) for run in _resolve(given)]
+    given = [runs] if isinstance(runs, (Run, str, os.PathLike)) or _is_frame(runs) else list(runs)
+    found = [_found(run) for run in _resolve(given)]
     labels = _labels(found)
     title = _shared_title([run.config for run in found])
     curves = [
@@ -83,14 +93,18 @@ def _draw(curves: Sequence[Curve]) -> Figure:
 # ---------------------------------------------------------------------- which runs
 
 
-def _resolve(given: Sequence[AnyRun]) -> list[Run | Path]:
+def _resolve(given: Sequence[Any]) -> list[Any]:
     """The runs that are meant, each once, in the order in which they are given; those of a pattern by their names."""
-    found: dict[str, Run | Path] = {}
+    found: dict[str, Any] = {}
     for item in given:
+        if _is_frame(item) and 'config' in item.attrs:
+            found.setdefault(f'{os.path.abspath(item.attrs["run"])} as {id(item)}', item)
+            continue
         if isinstance(item, Run):
             found.setdefault(os.path.abspath(item.files.outname), item)
             continue
-        for name in _names(os.fspath(item)):
+        paths = _in_frame(item) if _is_frame(item) else [item]
+        for name in itertools.chain.from_iterable(_names(os.fspath(path)) for path in paths):
             found.setdefault(os.path.abspath(name), Path(name))
     if not found:
         raise ValueError("no run was given: give names of runs, or a pattern such as 'results/rlm_*'")
@@ -125,6 +139,35 @@ def _run_of(text: str) -> str | None:
 def _by_number(name: str) -> list[tuple[float, str]]:
     """Sorts names by the numbers in them: beta2 comes before beta10."""
     return [(float(part), '') if part.isdecimal() else (-1.0, part) for part in re.split(r'(\d+)', name)]
+
+
+def _is_frame(item: Any) -> bool:
+    """Whether something is a data frame of pandas, which is not imported for this."""
+    return hasattr(item, 'columns') and hasattr(item, 'attrs')
+
+
+def _in_frame(frame: Any) -> list[Path]:
+    """The names of the runs in a frame of a sweep, in the order of its rows."""
+    if 'sweep' not in frame.attrs or 'run' not in frame:
+        raise ValueError('a data frame names no run: give those of run.to_pandas() or results.to_pandas()')
+    return [Path(frame.attrs['sweep']) / name for name in dict.fromkeys(frame['run'])]
+
+
+def _found(run: Any) -> _Found:
+    if isinstance(run, Run):
+        return _of_run(run)
+    return _of_frame(run) if _is_frame(run) else _of_files(run)
+
+
+def _of_frame(frame: Any) -> _Found:
+    """A run as its frame has it: some of its records may be left out."""
+    about = frame.attrs
+    if missing := {'trainloss', 'testloss', 'excess'} - set(frame.columns):
+        raise ValueError(f'the data frame of {about["run"]} lacks {sorted(missing)[0]!r}: give that of run.to_pandas()')
+    records = [{str(name): value for name, value in row.items()} for row in frame.reset_index().to_dict('records')]
+    # A frame that went through a file has texts for keys.
+    floors = {int(k): (value, error) for k, (value, error) in about['floors'].items()}
+    return _checked(_Found(about['run'], Config(**about['config']), records, floors, about['entropy']))
 
 
 def _of_run(run: Run) -> _Found:

@@ -36,12 +36,12 @@ MEASURED = {
 OPTIONS = {
     'num_features': 'number of symbols v',
     'num_layers': 'depth of the tree L',
+    'num_tokens': 'tokens that count',
     'num_synonyms': 'productions of each symbol m',
     'beta': 'inverse temperature beta',
     'train_size': 'sequences in the training set',
     'depth': 'layers of the model',
     'embedding_dim': 'dimensions of the residual stream',
-    'lr': 'learning rate',
 }
 
 
@@ -54,21 +54,23 @@ def flat(record: Record) -> dict[str, Any]:
 
 def unit(name: str) -> str:
     """The unit of a column, 'nat' or 's'; '' for a number without unit, and for a text."""
-    if name.startswith(('floor_', 'bp_')):
-        return 'nat'
-    return MEASURED.get(name, ('', ''))[0]
+    return 'nat' if _numbered(name) else MEASURED.get(name, ('', ''))[0]
 
 
-def meaning(name: str, option: bool = False) -> str:
-    """What a column is, in a few words. `option` says that the name is one of an option, as `lr` can be."""
-    if not option and name in MEASURED:
+def meaning(name: str) -> str:
+    """What a column is, in a few words."""
+    if name in MEASURED:
         return MEASURED[name][1]
+    return _numbered(name) or OPTIONS.get(name, name.replace('_', ' '))
+
+
+def _numbered(name: str) -> str:
+    """What floor_3 or bp_2 is, in nats; '' for another column."""
     head, _, k = name.partition('_')
-    if head == 'floor' and k.isdecimal():
-        return f'floor from {k} token{"" if k == "1" else "s"}, H_{k}'
-    if head == 'bp' and k.isdecimal():
-        return f'KL(BP_{k} || model)'
-    return OPTIONS.get(name, name.replace('_', ' '))
+    if not k.isdecimal():
+        return ''
+    tokens = f'{k} token{"" if k == "1" else "s"}'
+    return {'floor': f'floor from {tokens}, H_{k}', 'bp': f'KL(BP_{k} || model)'}.get(head, '')
 
 
 def help_of(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,12 @@ from torch import Tensor, nn
 from RLM_clean import init, measures, tasks
 from RLM_clean.config import EXECUTION, Config, format_value
 from RLM_clean.measures import Reference
-from RLM_clean.runs import contents
+from RLM_clean.runs import columns, contents
 from RLM_clean.runs.files import Record, RunFiles
 from RLM_clean.tasks import Task
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class Run:
@@ -33,11 +37,12 @@ class Run:
     """
 
     def __init__(self, outname: str | os.PathLike[str]) -> None:
+        outname = os.fspath(outname)
         self.files = RunFiles(outname)
         if not self.files.config.exists():
-            raise ValueError(f'outname={str(outname)!r} has no file {self.files.config}: give the path of a run')
+            raise ValueError(f'outname={outname!r} has no file {self.files.config}: give the path of a run')
         stored = self.files.load_config()
-        self.config = Config(**{**stored['config'], 'outname': str(outname), 'device': 'cpu'})
+        self.config = Config(**{**stored['config'], 'outname': outname, 'device': 'cpu'})
         self.entropy: float = stored['entropy']
         self.marginal: float = stored['marginal']
         self.floors: dict[int, tuple[float, float]] = stored['floors']
@@ -62,6 +67,28 @@ class Run:
             f'Run({str(self.files.outname)!r}): {changes or "all options at their defaults"}; step {last["t"]} of '
             f'{self.config.last_step}, {status}; floor {self.entropy:.4f}{excess} (nats)'
         )
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The records as a data frame: a row for each, with the step `t` as its index.
+
+        The columns are the keys of the records (docs/files.md); `bp` becomes bp_0, bp_1, ... `frame.attrs` holds what
+        belongs to the run as a whole: `run` (its name), `config`, `entropy`, `marginal` and `floors`, and the `units`
+        (nat, s) and `long_names` of the columns. Raises ModuleNotFoundError without pandas.
+        """
+        pandas = columns.needed('pandas', by='to_pandas')
+        names = [name for name in contents.RECORD if not name.endswith('?')]
+        rows = [columns.flat(record) for record in self.dynamics]
+        frame = pandas.DataFrame(rows, columns=list(dict.fromkeys([*names, *(n for row in rows for n in row)])))
+        frame = frame.set_index('t')
+        frame.attrs = {
+            'run': str(self.files.outname),
+            'config': self.config.to_dict(),
+            'entropy': self.entropy,
+            'marginal': self.marginal,
+            'floors': self.floors,
+            **columns.described(['t', *frame.columns]),
+        }
+        return frame
 
     @cached_property
     def task(self) -> Task:

@@ -1,4 +1,4 @@
-"""The results of a sweep: read from the files of its runs, as arrays over its axes, and as tables.
+"""The results of a sweep: read from the files of its runs, as arrays over its axes; in tables.py as tables.
 
 Models and rules stay on the disk: a thousand runs are read in seconds.
 """
@@ -8,29 +8,38 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from RLM_clean.config import similar
 from RLM_clean.runs import contents
+from RLM_clean.runs.columns import flat
 from RLM_clean.runs.files import Record, RunFiles
 from RLM_clean.runs.storage import atomic_write
 from RLM_clean.runs.storage import load as load_file
+from RLM_clean.sweep import tables
 from RLM_clean.sweep.plan import Plan, PlannedRun, read_plan
 from RLM_clean.sweep.states import state
+from RLM_clean.sweep.tables import RECORDED
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-RECORDED = ('trainloss', 'testloss', 'testacc', 'excess', 'seconds')
 
 
 @dataclass
 class Result:
-    """What the files of a run hold, without its models: its status, its records, its options and its floors."""
+    """What the files of a run hold, without its models: its status, its records, its options and its floors.
+
+    It stands for the path of the run, as in `load_run(result)` and `plots.compare(results.runs[:3])`.
+    """
 
     run: PlannedRun
     status: str
@@ -38,6 +47,9 @@ class Result:
     options: dict[str, Any] = field(default_factory=dict)
     floors: dict[str, float] = field(default_factory=dict)
     end: dict[str, Any] = field(default_factory=dict)
+
+    def __fspath__(self) -> str:
+        return self.run.config.outname
 
     def row(self) -> dict[str, Any]:
         """The run as a row of runs.csv: see `Results`."""
@@ -99,6 +111,7 @@ class Results:
         results['excess']                            # (2, 2, 3), at the end of each run
         results.mean('excess', over='repetition')    # (2, 2)
         results.curves('testloss')                   # (2, 2, 3, len(results.steps))
+        results.to_pandas(), results.to_xarray()     # with names, units, and all that these packages can do
 
     `results[name]` takes every column of runs.csv: an option, a floor (`entropy`, `marginal`, `floor_1`, ...), what
     was measured last (`trainloss`, `testloss`, `testacc`, `excess`, `excess_error`, `seconds`, `step`), the test
@@ -109,7 +122,9 @@ class Results:
     Attributes:
         axes: the values of each axis, {name: values}; options that vary together are named by the first of them.
         steps: the steps of all records, int64.
-        runs: what each run's files hold, in the order of the plan.
+        runs: what each run's files hold, in the order of the plan; iteration goes over them.
+        counted: those of them that have records, and are done unless others were asked for.
+        rows: a row of runs.csv for each run.
     """
 
     def __init__(self, plan: Plan, runs: Sequence[Result], done_only: bool = True) -> None:
@@ -118,59 +133,87 @@ class Results:
         self.axes: dict[str, list[Any]] = {axis.names[0]: axis.column(axis.names[0]) for axis in plan.axes}
         self.axes['repetition'] = repetitions
         self.shape = tuple(len(values) for values in self.axes.values())
-        self._counted = [run for run in self.runs if run.records and (run.status == 'done' or not done_only)]
-        self.steps = np.array(sorted({record['t'] for run in self._counted for record in run.records}), dtype=np.int64)
-        self._rows = [run.row() for run in self.runs]
+        self.counted = [run for run in self.runs if run.records and (run.status == 'done' or not done_only)]
+        self.steps = np.array(sorted({record['t'] for run in self.counted for record in run.records}), dtype=np.int64)
+        self.rows = [run.row() for run in self.runs]
         if done_only:
             measured = {*RECORDED, 'step', 'best_loss', 'best_excess', 'best_step'}
-            for row in self._rows:
+            for row in self.rows:
                 if row['status'] != 'done':
                     row.update(dict.fromkeys(measured))
 
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self.runs)
+
     def __getitem__(self, name: str) -> Array:
         """A column of runs.csv over the grid, `(..., repetitions)`: numbers in float64, texts as objects."""
-        names = list(dict.fromkeys(key for row in self._rows for key in row))
+        names = list(dict.fromkeys(key for row in self.rows for key in row))
         if name not in names:
             raise ValueError(f'{name!r} is not a column of this sweep: {similar(name, names)}')
-        values = [row.get(name) for row in self._rows]
+        values = [row.get(name) for row in self.rows]
         if any(isinstance(value, str) for value in values):
             return self._arrange(np.array(values, dtype=object))
         return self._arrange(np.array([math.nan if value is None else value for value in values], dtype=np.float64))
 
     def curves(self, name: str) -> Array:
-        """What the records hold under a name over the grid and the steps, `(..., repetitions, steps)` float64."""
+        """What the records hold under a name over the grid and the steps, `(..., repetitions, steps)` float64.
+
+        A list of theirs has a name for each entry, as bp_0; deeper languages have more of them.
+        """
         curves = np.full((len(self.runs), len(self.steps)), math.nan)
         places = {int(step): i for i, step in enumerate(self.steps)}
-        counted = {id(run) for run in self._counted}
+        counted = {id(run) for run in self.counted}
+        known: dict[str, None] = {}
         for curve, run in zip(curves, self.runs, strict=True):
-            for record in run.records if id(run) in counted else ():
-                if name not in record:
-                    raise ValueError(f'{name!r} is not in the records: {similar(name, record)}')
-                curve[places[record['t']]] = record[name]
+            for record in map(flat, run.records if id(run) in counted else ()):
+                known |= dict.fromkeys(record)
+                curve[places[record['t']]] = record.get(name, math.nan)
+        if known and name not in known:
+            raise ValueError(f'{name!r} is not in the records: {similar(name, known)}')
         return self._arrange(curves)
 
     def mean(self, what: str | Array, over: str | Iterable[str] = 'repetition') -> Array:
         """The mean over axes of a column, or of an array over the grid such as curves; NaN is left out."""
-        values, dimensions = self._values(what), self._dimensions(over)
-        number = np.isfinite(values).sum(dimensions)
-        total = np.where(np.isfinite(values), values, 0).sum(dimensions)
-        return np.divide(total, number, out=np.full(total.shape, math.nan), where=number > 0)
+        return self._reduce(np.nanmean, what, over)
 
     def spread(self, what: str | Array, over: str | Iterable[str] = 'repetition') -> Array:
         """The standard deviation over axes (its square over n - 1); NaN for fewer than two values."""
-        values, dimensions = self._values(what), self._dimensions(over)
-        number = np.isfinite(values).sum(dimensions)
-        mean = np.expand_dims(self.mean(values, over), dimensions)
-        squares = np.where(np.isfinite(values), (values - mean) ** 2, 0).sum(dimensions)
-        return np.sqrt(np.divide(squares, number - 1, out=np.full(squares.shape, math.nan), where=number > 1))
+        return self._reduce(lambda values, axis: np.nanstd(values, axis, ddof=1), what, over)
 
     def error(self, what: str | Array, over: str | Iterable[str] = 'repetition') -> Array:
         """The standard error of the mean over axes."""
-        number = np.isfinite(self._values(what)).sum(self._dimensions(over))
+        number = self._reduce(lambda values, axis: np.isfinite(values).sum(axis), what, over)
         return self.spread(what, over) / np.sqrt(np.maximum(number, 1))
 
-    def _values(self, what: str | Array) -> Array:
-        return self[what] if isinstance(what, str) else what
+    def to_pandas(self, records: bool = False) -> pandas.DataFrame:
+        """A data frame with a row for each run, or with `records` for each record, and the axes as its index.
+
+            results.to_pandas()['excess'].groupby(['beta', 'lr']).agg(['mean', 'sem'])
+
+        The columns are those of runs.csv (see `Results`), or of dynamics.csv, where the index has the step `t` too.
+        Options in which the runs do not differ are in `frame.attrs['options']`, the units and the meanings of the
+        columns in `frame.attrs['units']` (nat, s) and `frame.attrs['long_names']`. Raises ModuleNotFoundError without
+        pandas.
+        """
+        return tables.data_frame(self, records)
+
+    def to_xarray(self, records: bool = False) -> xarray.Dataset:
+        """A data set with the axes as dimensions: the end of each run, or with `records` each step, as dimension `t`.
+
+            results.to_xarray(records=True).excess.sel(beta=2).mean('repetition').plot(x='t')
+
+        The variables are the columns of `to_pandas`, numbers in float64. Each has its `long_name` and its `units`.
+        Options that vary together are coordinates of one dimension; those in which the runs do not differ are
+        attributes of the data set. Raises ModuleNotFoundError without xarray.
+        """
+        return tables.data_set(self, records)
+
+    def _reduce(self, function: Callable[..., Any], what: str | Array, over: str | Iterable[str]) -> Array:
+        """What a function of numpy makes of the values along axes; what is not a number is left out."""
+        values = self[what] if isinstance(what, str) else what
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', RuntimeWarning)  # no value, or one, where two are needed: NaN says so
+            return np.asarray(function(np.where(np.isfinite(values), values, math.nan), axis=self._dimensions(over)))
 
     def _dimensions(self, over: str | Iterable[str]) -> tuple[int, ...]:
         axes = [*(axis.names for axis in self.plan.axes), ('repetition',)]
@@ -215,28 +258,13 @@ def collect(folder: str | Path) -> list[Path]:
 def write_tables(results: Results) -> list[Path]:
     """Writes runs.csv (a row a run) and dynamics.csv (a row a record) into the folder of a sweep; their paths."""
     folder, varied = results.plan.folder, results.plan.varied
-    rows = [run.row() for run in results.runs]
-    records = []
-    for result in results.runs:
-        run = result.run
-        head = {'run': run.name, **run.point, 'repetition': run.repetition}
-        for record in result.records:
-            measured = {name: record[name] for name in RECORDED}
-            records.append({**head, 't': record['t'], **measured, 'learning_rate': record['lr']})
-    columns = ['run', *varied, 'repetition', 't', *RECORDED, 'learning_rate']
+    rows, records = [run.row() for run in results.runs], tables.record_rows(results.runs)
+    levels = dict.fromkeys(name for row in records for name in row if name.startswith('bp_'))
+    columns = ['run', *varied, 'repetition', 't', *RECORDED, 'learning_rate', *levels]
     paths = [folder / 'runs.csv', folder / 'dynamics.csv']
-    _write_csv(paths[0], rows, _columns(rows))
+    _write_csv(paths[0], rows, tables.run_columns(rows))
     _write_csv(paths[1], records, columns)
     return paths
-
-
-def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    """The columns of all rows: the floors, of which a deeper language has more, in the order of their windows."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    floors = sorted((name for name in names if name.startswith('floor_')), key=lambda name: int(name[len('floor_') :]))
-    others = [name for name in names if name not in ('entropy', 'marginal', *floors)]
-    place = others.index('step')
-    return [*others[:place], 'entropy', 'marginal', *floors, *others[place:]]
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:

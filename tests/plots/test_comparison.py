@@ -13,21 +13,25 @@ from typing import Any
 
 import matplotlib.image
 import numpy as np
+import pandas
 import pytest
 from helpers import ROOT
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from readable import assert_readable, legend_texts
-from small_runs import tiny, train
+from small_runs import TINY, tiny, train
 
-from RLM_clean import plots
+from RLM_clean import plots, sweep
 from RLM_clean.config import Config
 from RLM_clean.plots.__main__ import main
 from RLM_clean.plots.comparison import _draw, _Found, _labels, _shared_title
 from RLM_clean.plots.runs import Curve
 from RLM_clean.runs import RunFiles, load_run
 from RLM_clean.runs.storage import load, save
+from RLM_clean.sweep.grid import read_axis
+from RLM_clean.sweep.plan import Plan, save_plan
 
+SMALL = {name: value for name, value in TINY.items() if name not in ('device', 'threads')} | {'max_iters': 4}
 LONG = 'a_name_of_a_run_that_somebody_chose_in_a_hurry_and_that_has_all_of_its_options_in_it_and_then_some_'
 
 
@@ -104,6 +108,46 @@ def test_runs_that_differ_in_many_options_have_their_names_and_what_is_written_o
     for cases, labels in ((many, ['run0', 'run1']), (written, ['lr = 0.1', 'lr = 0.2'])):
         configs = [Config(outname=f'results/run{i}', **case) for i, case in enumerate(cases)]
         assert _labels([_Found(config.outname, config, [], {}, 0.0) for config in configs]) == labels
+
+
+def test_frames_are_drawn_like_their_runs(folder: Path) -> None:
+    """And a frame from which records were taken shows those that are left."""
+    runs = [load_run(folder / name) for name in ('rlm_2', 'rlm_10')]
+    figures: list[Any] = [plots.compare(runs), plots.compare([run.to_pandas() for run in runs])]
+    assert legend_texts(figures[0]) == legend_texts(figures[1])
+    for axes, same in zip(figures[0].axes, figures[1].axes, strict=True):
+        for line, other in zip(axes.get_lines(), same.get_lines(), strict=True):
+            assert list(line.get_xdata()) == list(other.get_xdata())
+            assert list(line.get_ydata()) == list(other.get_ydata())
+    late: Any = plots.compare([runs[0], runs[0].to_pandas().loc[8:]])
+    longer, shorter = (line for line in late.axes[0].get_lines() if line.get_marker() == '.')
+    assert list(shorter.get_xdata()) == [t for t in longer.get_xdata() if t >= 8]
+    with pytest.raises(ValueError, match=r"the data frame of .*rlm_2 lacks 'excess': give that of run\.to"):
+        plots.compare(runs[0].to_pandas()[['trainloss', 'testloss']])
+    with pytest.raises(ValueError, match='has no record yet'):
+        plots.compare(runs[0].to_pandas().loc[100:])
+    with pytest.raises(ValueError, match='a data frame names no run: give those of'):
+        plots.compare(pandas.DataFrame({'excess': [1.0]}))
+
+
+def test_a_sweep_its_runs_and_its_frames_are_drawn(tmp_path: Path) -> None:
+    """By one call; a frame stands for the runs that are in it."""
+    plan = Plan(tmp_path, (read_axis(['beta=1,2']), read_axis(['lr=0.01,0.1'])), SMALL, execution={'threads': '1'})
+    save_plan(plan)
+    for run in plan.runs:
+        train(run.config)
+    results = sweep.load(tmp_path)
+    frame, records = results.to_pandas(), results.to_pandas(records=True)
+    everything = [f'beta = {beta}, lr = {lr}' for beta in (1, 2) for lr in (0.01, 0.1)]
+    for given in (results, results.runs, frame, records):
+        assert legend_texts(plots.compare(given))[:4] == everything
+    assert legend_texts(plots.compare(results.runs[1:3]))[:2] == everything[1:3]
+    assert legend_texts(plots.compare(frame.query('lr == 0.1')))[:2] == ['beta = 1', 'beta = 2']
+    mixed = [results.runs[0], frame.query('beta == 2'), load_run(results.runs[1]), str(tmp_path / 'beta1_lr0.01')]
+    assert legend_texts(plots.compare(mixed))[:4] == [everything[i] for i in (0, 2, 3, 1)]
+    RunFiles(results.runs[0]).remove()
+    with pytest.raises(ValueError, match=r'beta1_lr0\.01. is not a run'):
+        plots.compare(frame)
 
 
 def test_a_name_is_drawn_letter_by_letter(folder: Path, tmp_path: Path) -> None:

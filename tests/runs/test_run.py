@@ -14,6 +14,7 @@ from small_runs import quiet, tiny, train
 from torch import nn
 
 from RLM_clean import init, measures
+from RLM_clean.config import Config
 from RLM_clean.datasets import RHM, RLM, TreeGrammar
 from RLM_clean.runs import Run, UnreadableFileError, load_run
 from RLM_clean.runs.files import RunFiles
@@ -217,3 +218,40 @@ def test_a_run_of_a_model_that_is_not_registered_says_what_to_do(tmp_path: Path)
     save({**content, 'config': {**content['config'], 'model': 'mine'}}, files.config)
     with pytest.raises(UnreadableFileError, match=r"run_config.pt has .*model='mine'.* by init.register_model"):
         load_run(tmp_path / 'run')
+
+
+# ---------------------------------------------------------------------- as a data frame
+
+
+def test_a_frame_has_a_row_for_each_record_and_says_what_its_columns_are(tmp_path: Path) -> None:
+    train(tiny(tmp_path / 'run', bp_records=True))
+    run = load_run(tmp_path / 'run')
+    frame = run.to_pandas()
+    assert frame.index.name == 't' and list(frame.index) == [record['t'] for record in run.dynamics]
+    assert list(frame)[:6] == ['trainloss', 'testloss', 'testacc', 'excess', 'lr', 'seconds']
+    for name in list(frame)[:6]:
+        assert list(frame[name]) == [record[name] for record in run.dynamics]
+    assert [list(row) for row in frame[['bp_0', 'bp_1', 'bp_2']].to_numpy()] == [r['bp'] for r in run.dynamics]
+    about = frame.attrs
+    assert about['units'] == dict.fromkeys(('trainloss', 'testloss', 'excess', 'bp_0', 'bp_1', 'bp_2'), 'nat') | {
+        'seconds': 's'
+    }
+    assert about['long_names'].keys() == {'t', *frame} and about['long_names']['testacc'] == 'accuracy'
+    assert (about['run'], about['entropy'], about['floors']) == (str(tmp_path / 'run'), run.entropy, run.floors)
+    assert Config(**about['config']) == run.config
+
+
+def test_a_run_that_has_just_begun_is_a_frame_without_rows(tmp_path: Path) -> None:
+    train(tiny(tmp_path / 'run'))
+    files = RunFiles(tmp_path / 'run')
+    files.final.unlink()
+    files.log.unlink()
+    frame = load_run(tmp_path / 'run').to_pandas()
+    assert len(frame) == 0 and 'excess' in frame and frame.index.name == 't'
+
+
+def test_without_pandas_a_run_opens_and_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tiny(tmp_path / 'run', max_iters=2))
+    monkeypatch.setitem(sys.modules, 'pandas', None)
+    with pytest.raises(ModuleNotFoundError, match=r'^to_pandas needs pandas, .*: pip install -e "\.\[pandas\]"$'):
+        load_run(tmp_path / 'run').to_pandas()

@@ -1,0 +1,57 @@
+"""What the columns of tables are called: each has a meaning, losses a unit, and a missing package a remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+from RLM_clean.config import Config
+from RLM_clean.runs import columns, contents
+
+
+def test_every_key_of_a_record_has_a_meaning_and_losses_are_in_nats() -> None:
+    names = [name for name in contents.RECORD if not name.endswith('?')]
+    assert all(columns.meaning(name) for name in names)
+    assert {name: columns.unit(name) for name in names if columns.unit(name)} == {
+        'trainloss': 'nat', 'testloss': 'nat', 'excess': 'nat', 'seconds': 's',
+    }  # fmt: skip
+    assert set(names) <= set(columns.MEASURED)
+
+
+def test_floors_and_divergences_say_their_number() -> None:
+    assert [columns.meaning(f'floor_{k}') for k in (1, 3)] == ['floor from 1 token, H_1', 'floor from 3 tokens, H_3']
+    assert columns.meaning('bp_2') == 'KL(BP_2 || model)' and columns.unit('bp_2') == columns.unit('floor_1') == 'nat'
+
+
+def test_an_option_is_not_taken_for_something_measured() -> None:
+    """Each option has words of its own or its name, none has a unit, and the words are for options that exist."""
+    options = {field.name for field in dataclasses.fields(Config)}
+    assert set(columns.OPTIONS) <= options and options & set(columns.MEASURED) == {'lr'}
+    assert columns.meaning('lr') == 'learning rate'
+    assert not any(columns.unit(name) for name in options) and all(columns.help_of(name) for name in options)
+    assert (columns.meaning('grad_clip'), columns.help_of('excess')) == ('grad clip', '')
+
+
+def test_lists_of_a_record_are_spread() -> None:
+    record = {'t': 3, 'bp': [0.5, 0.25], 'excess': 1.0}
+    assert columns.flat(record) == {'t': 3, 'excess': 1.0, 'bp_0': 0.5, 'bp_1': 0.25}
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'xarray', None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        columns.needed('xarray', by='to_xarray')
+    assert str(caught.value) == 'to_xarray needs xarray, which is not installed: pip install -e ".[xarray]"'
+    text = (ROOT / 'pyproject.toml').read_text()
+    assert all(f'\n{extra} = [' in text for extra in ('pandas', 'xarray', 'wandb', 'trackio', 'tensorboard'))
+
+
+def test_a_package_that_lacks_another_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'halfway.py').write_text('import numpi')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match='numpi'):
+        columns.needed('halfway', by='to_pandas')
