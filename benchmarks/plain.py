@@ -61,7 +61,12 @@ class PlainRun:
         model = init.init_model(replace(config, model='transformer_clm'))
         assert isinstance(model, CLM)
         self.model = model
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=config.lr, momentum=config.momentum)
+        weights = self.model.parameters()
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.SGD(weights, lr=config.lr, momentum=config.momentum)
+            if config.optim == 'sgd'
+            else torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay)
+        )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: init.lr_factor(step, config))
 
     def loss(self, sequences: Tensor) -> Tensor:

@@ -17,14 +17,20 @@ import torch
 from benchmarks.measure import Settings, in_process, run_python, seconds, watched
 from benchmarks.plain import PlainRun
 from benchmarks.report import Ratio, Result, Table, quotients
+from benchmarks.steps import PAPER
 from RLM_clean import init
 from RLM_clean.config import Config
 from RLM_clean.threads import available_cores
 
-RUNS: dict[str, dict[str, Any]] = {'default': {}, 'L=3': {'num_layers': 3}, 'L=6': {'num_layers': 6}}
-BOUNDS = {'default': 20.0, 'L=3': 60.0}
+RUNS: dict[str, dict[str, Any]] = {
+    'default': {},
+    'L=3': {'num_layers': 3},
+    'L=6': {'num_layers': 6},
+    'paper': {**PAPER, 'num_layers': 3, 'embedding_dim': 128, 'max_iters': 2048},
+}
+BOUNDS = {'default': 20.0, 'L=3': 60.0, 'paper': 3.0}
 # Repeats at most: a run at L=6 is some minutes long, and then its time is steady.
-MOST_REPEATS = {'default': 3, 'L=3': 3, 'L=6': 1}
+MOST_REPEATS = {'default': 3, 'L=3': 3, 'L=6': 1, 'paper': 3}
 
 
 def plain_run(options: dict[str, Any], steps: int, budget: float) -> dict[str, float]:
@@ -82,7 +88,7 @@ def measure(settings: Settings) -> Result:
     sizes = {'default': quick, 'L=3': {**quick, 'num_layers': 3}} if settings.quick else RUNS
     steps, budget = (20, 1.0) if settings.quick else (500, 120.0)
     rows = []
-    for name, options in watched(sizes, {'default': 1, 'L=3': 3, 'L=6': 10}):
+    for name, options in watched(sizes, {'default': 1, 'L=3': 3, 'L=6': 10, 'paper': 4}):
         ours, plainly = [], []
         for _ in range(1 if settings.quick else min(MOST_REPEATS[name], settings.repeats)):
             ours.append(whole_run(options))

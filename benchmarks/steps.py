@@ -37,8 +37,14 @@ SIZES: dict[str, dict[str, Any]] = {
     'L=6, depth 2': {'num_layers': 6, 'depth': 2},
     'L=3, all positions': {'num_layers': 3, 'objective': 'all', 'model': 'transformer_clm'},
 }
+# The sizes of papers: v = 32, depth 3, 128 sequences a step.
+PAPER: dict[str, Any] = {'num_features': 32, 'depth': 3, 'batch_size': 128, 'optim': 'adam'}
+SIZES |= {
+    f'paper, T={2**L - 1}, d={d}': {**PAPER, 'num_layers': L, 'embedding_dim': d} for d in (128, 256) for L in (3, 4)
+}
 # The most that a compiled step may take over its products, and the least that the plain way may take over it.
 BOUNDS = {'default': (1.5, None), 'L=3': (2.0, 2.5)}
+BOUNDS |= {name: (1.15, 2.0 if name == 'paper, T=7, d=128' else None) for name in SIZES if name.startswith('paper')}
 WIDTHS = (64, 128, 256, 512)
 
 
@@ -108,6 +114,12 @@ def measure(settings: Settings) -> Result:
         )
         for d in widths
     }
+    if not settings.quick:
+        parts |= {
+            f'precision: {name}': partial(_precisions, name, Config(outname='unused', **options), settings, result)
+            for name, options in sizes.items()
+            if name.startswith('paper')
+        }
     rows = {name: part() for name, part in watched(parts)}
 
     rates = ', '.join(f'{2e-9 * rate:.0f} on {n} thread{"s" * (n > 1)}' for n, rate in peaks.items())
@@ -118,7 +130,11 @@ def measure(settings: Settings) -> Result:
     )
     result.tables.append(Table('A step', [rows[name] for name in sizes], note))
     note = 'L=3, depth 1. The last column is what threads=auto takes.'
-    result.tables.append(Table('Threads', [row for name, row in rows.items() if name not in sizes], note))
+    result.tables.append(Table('Threads', [row for name, row in rows.items() if name.startswith('threads')], note))
+    precisions = [row for name, row in rows.items() if name.startswith('precision')]
+    if precisions:
+        note = 'Compiled steps. In bfloat16 matrix products alone have the lower precision: see dtype.'
+        result.tables.append(Table('Precision', precisions, note))
     return result
 
 
@@ -153,6 +169,18 @@ def _size(name: str, config: Config, peaks: dict[int, float], settings: Settings
         'of the peak': f'{multiplications(config) / (1e-3 * ms["compiled"] * peaks[threads]):.0%}',
         'tokens/s (10^3)': config.batch_size * config.context_size / ms['compiled'],
     }
+
+
+def _precisions(name: str, config: Config, settings: Settings, result: Result) -> dict[str, Any]:
+    """What the lower precision of the matrix products saves."""
+    threads = default_threads(config)
+    works = {dtype: step(replace(config, compile='on', dtype=dtype), threads) for dtype in ('float32', 'bfloat16')}
+    times = in_turn(works, settings.repeats, settings.span)
+    least = 1.5 if config.embedding_dim == 256 else None
+    values = quotients(times['float32'], times['bfloat16'])
+    result.ratios.append(Ratio(f'{name}: float32 / bfloat16', values, at_least=least))
+    ms = {f'{dtype} (ms)': 1e3 * statistics.median(values) for dtype, values in times.items()}
+    return {'step': name, 'threads': threads, **ms}
 
 
 def _threads(config: Config, settings: Settings, result: Result) -> dict[str, Any]:
