@@ -38,6 +38,7 @@ ELSEWHERE = {
     'python -m examples.training_sets': 'test_examples_of_training_sets.py runs its quick form, as of the next one',
     'python -m examples.memorisation': 'the same test',
     'python -m examples.zipf': 'the same file',
+    'python -m examples.exponent': 'test_example_exponent.py',
     'python -m examples.phase_diagram': 'the same file',
     'python -m examples.root': 'test_examples.py runs its quick form, as of the next ones',
     'python -m examples.mup': 'test_examples.py',
