@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from RLM_clean import init, measures, tasks
 from RLM_clean.config import EXECUTION, Config, format_value
 from RLM_clean.measures import Reference
+from RLM_clean.models import gpt2
 from RLM_clean.runs import columns, contents
 from RLM_clean.runs.files import Record, RunFiles
 from RLM_clean.tasks import Task
 
 if TYPE_CHECKING:
     import pandas
+    from transformer_lens.model_bridge import TransformerBridge
 
 
 class Run:
@@ -113,6 +115,22 @@ class Run:
         model = init.init_model(self.config)
         contents.load_weights(model, *self._weights(step))
         return model.eval()
+
+    def hooked(self, step: int | str | None = None) -> TransformerBridge:
+        """The model at a step, as in `model`, as a TransformerLens bridge, whose activations can be read and changed.
+
+            logits, cache = run.hooked().run_with_cache(inputs)     # inputs (B, T) int64, logits (B, T, v)
+
+        It is the GPT-2 of models/gpt2.py, in float32, without the tokens that text models put first. The logits are
+        those of `model` to rounding; of a model with a single prediction they are at the last position. Raises
+        ValueError for a model that GPT-2 cannot be, ModuleNotFoundError without transformer_lens.
+        """
+        model, whitened = gpt2.check(self.model(step), self.config.model), bool(self.config.whitening)
+        columns.needed('transformer_lens', by='hooked', extra='transformer-lens')
+        from RLM_clean.runs import hooked
+
+        words = gpt2.tokenizer(model.vocab_size)
+        return hooked.bridge(gpt2.options(model, whitened), gpt2.weights(model, whitened), words)
 
     @cached_property
     def reference(self) -> Reference:
