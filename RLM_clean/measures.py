@@ -6,7 +6,8 @@ entropies are in nats; the floors `H_k` are those of exact.entropies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ __all__ = [
     'Evaluation',
     'Language',
     'Logits',
+    'Model',
     'Reference',
     'apply_model',
     'bayes_floor',
@@ -52,7 +54,9 @@ __all__ = [
     'window_entropies',
 ]
 
-Logits = Callable[[nn.Module, Tensor], Tensor]
+# What is measured: a module, or any function of contexts whose value are logits.
+Model = Callable[[Tensor], Tensor]
+Logits = Callable[[Any, Tensor], Tensor]
 
 # Sequences times tokens in one forward pass of an evaluation: bounds its memory.
 _TOKENS_PER_PASS = 2**15
@@ -60,17 +64,17 @@ _TOKENS_PER_PASS = 2**15
 _SECONDS_TO_ANNOUNCE = 3.0
 
 
-def apply_model(model: nn.Module, inputs: Tensor) -> Tensor:
+def apply_model(model: Model, inputs: Tensor) -> Tensor:
     """The logits of a model called on its inputs as they are."""
     return model(inputs)
 
 
 @torch.no_grad()
-def test(model: nn.Module, inputs: Tensor, targets: Tensor, logits: Logits = apply_model) -> tuple[float, float]:
+def test(model: Model, inputs: Tensor, targets: Tensor, logits: Logits = apply_model) -> tuple[float, float]:
     """The mean loss (nats) and the accuracy of a model on inputs `(N, T)` and targets `(N,)` or `(N, T)`.
 
     The loss is the mean of -ln q(target), summed in float64; `logits(model, inputs)` gives the logits for the targets.
-    A target of -1 is left out; the targets of a sequence have equal weights, and so have the sequences. The model is in
+    A target of -1 is left out; the targets of a sequence have equal weights, and so have the sequences. A module is in
     eval mode during the call, and afterwards in the mode that it was in. Raises ValueError for logits at other
     positions than the targets.
     """
@@ -93,20 +97,35 @@ def _target_weights(targets: Tensor) -> Tensor:
 
 
 def _evaluate(
-    model: nn.Module, inputs: Tensor, others: Tensor, logits: Logits
+    model: Model, inputs: Tensor, others: Tensor, logits: Logits
 ) -> Iterable[tuple[Tensor, Tensor | None, Tensor]]:
-    """Logits in float32 or better, chunk by chunk, with the rows of `others`; the model is in eval mode meanwhile.
+    """Logits in float32 or better, chunk by chunk, with the rows of `others`; a module is in eval mode meanwhile.
 
     The second item says which row of the logits belongs to each row of `others`; None where the rows are the same.
     """
-    was_training = model.training
-    model.eval()
     size = max(1, _TOKENS_PER_PASS // inputs.shape[1])
-    try:
+    with _eval_mode(model):
         for x, y in zip(inputs.split(size), others.split(size), strict=True):
             distinct, rows = _distinct(x)
             scores = logits(model, distinct)
+            if not isinstance(scores, Tensor):
+                raise ValueError(
+                    f'a model returned {type(scores).__name__}, not a tensor of logits: measure a function that does, '
+                    'such as lambda inputs: model(inputs).logits[:, -1]'
+                )
             yield (scores if scores.dtype == torch.float64 else scores.float()), rows, y
+
+
+@contextmanager
+def _eval_mode(model: Model) -> Iterator[None]:
+    """A module is in eval mode, and then in the mode that it was in; a function has no modes."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    was_training = model.training
+    model.eval()
+    try:
+        yield
     finally:
         model.train(was_training)
 
@@ -161,7 +180,7 @@ class Reference(Contexts):
     """Contexts of a task, with the attributes of `tasks.Contexts`, against which models are measured."""
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, logits: Logits = apply_model) -> Evaluation:
+    def evaluate(self, model: Model, logits: Logits = apply_model) -> Evaluation:
         """The loss, the accuracy and the excess of a model q on the contexts, in one pass.
 
         All three are expectations over the exact posterior P of the target, so no draw of a target adds noise: the loss
@@ -180,7 +199,7 @@ class Reference(Contexts):
         return Evaluation(self.floor()[0] + excess, accuracy, excess, error)
 
     @torch.no_grad()
-    def divergences(self, model: nn.Module, predictors: Tensor, logits: Logits = apply_model) -> list[Estimate]:
+    def divergences(self, model: Model, predictors: Tensor, logits: Logits = apply_model) -> list[Estimate]:
         """`E KL(r_k || q)`, q the model, and its standard error, for each of K predictors r_k, in one pass.
 
         `predictors (N, K, c)` or `(N, K, T, c)` hold their probabilities in the contexts of the reference.
@@ -193,7 +212,7 @@ class Reference(Contexts):
         each = torch.cat(found).unbind(1)
         return [mean_and_error(per_context(values, self.positions), self.weights) for values in each]
 
-    def divergence(self, model: nn.Module, logits: Logits = apply_model) -> Estimate:
+    def divergence(self, model: Model, logits: Logits = apply_model) -> Estimate:
         """`E KL(P || q)`, q the model, and its standard error: the excess of `evaluate`."""
         found = self.evaluate(model, logits)
         return found.excess, found.excess_error
@@ -328,24 +347,34 @@ def bayes_floor(grammar: TreeGrammar, objective: str | Task = 'last', num_sample
 
 
 def excess_loss(
-    model: nn.Module,
+    model: Model,
     grammar: TreeGrammar,
     context_size: int | None = None,
     objective: str | Task = 'last',
     num_samples: int = 4096,
     logits: Logits = apply_model,
 ) -> Estimate:
-    """`E KL(Bayes || model)`: by how much the model's loss exceeds the lowest possible one, and its standard error.
+    """By how much the loss of any model exceeds the lowest possible one, and the standard error of that, in nats.
 
-    The mean over contexts of exact divergences: exact (error 0) where all contexts are summed over, as for L = 1. The
-    model sees the last `context_size` tokens (n - 1 by default) and is compared with the best predictor that does.
-    `objective` is a task (`tasks.Masked(0.5)`, ...), or the name of one.
+    The excess is `E_x KL(P(. | x) || q(. | x)) = E_x sum_a P(a | x) ln(P(a | x) / q(a | x))`, where x is a context, P
+    the exact posterior of the target and q the softmax of the model's logits: T. M. Cover and J. A. Thomas, *Elements
+    of Information Theory*, section 5.4, where it is the price of a wrong code. The loss is the floor plus the excess;
+    `reference(grammar, ...).evaluate(model)` gives it too, with the accuracy.
+
+    The model is a module, or any function, that maps tokens `(B, T)` int64 to logits: `(B, c)`, or `(B, T, c)` for a
+    target at each position. A function gets its contexts on the CPU, and is called without gradients; modules are in
+    eval mode meanwhile. `objective` is a task (`tasks.Masked(0.5)`, ...), or the name of one. For 'last' the model sees
+    the last `context_size` tokens before x_n (n - 1 by default), and the best predictor sees the same.
+
+    All contexts are summed over, and the error is 0, where there are at most `num_samples`. Otherwise the mean is over
+    at most that many sampled contexts, the same ones in every call. Raises ValueError as `reference` does, for logits
+    of another shape, and for a model that returns something else than a tensor.
     """
     return reference(grammar, context_size, objective, num_samples).to(_device(model)).divergence(model, logits)
 
 
 def divergence_from_window(
-    model: nn.Module, grammar: TreeGrammar, k: int, num_samples: int = 4096, logits: Logits = apply_model
+    model: Model, grammar: TreeGrammar, k: int, num_samples: int = 4096, logits: Logits = apply_model
 ) -> Estimate:
     """`E KL(P(x_n | last k tokens) || model)`, the model seeing all n - 1 tokens, and its standard error, in nats.
 
@@ -359,6 +388,7 @@ def divergence_from_window(
     return Reference(whole.inputs, posteriors, whole.weights).to(_device(model)).divergence(model, logits)
 
 
-def _device(model: nn.Module) -> torch.device:
-    """Where a model is; the CPU for a predictor without parameters."""
-    return next((parameter.device for parameter in model.parameters()), torch.device('cpu'))
+def _device(model: Model) -> torch.device:
+    """Where a module is; the CPU for one without parameters, and for a function."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    return next((parameter.device for parameter in parameters), torch.device('cpu'))

@@ -283,6 +283,45 @@ def test_an_evaluation_on_sampled_contexts_draws_no_targets(objective: str) -> N
     assert found.loss - found.excess == pytest.approx(whole.floor()[0], rel=1e-12)
 
 
+@exhaustive([(2, 1), (4, 1), (2, 2), (4, 2), (2, 3), (3, 3)], examples=20)
+def test_any_function_of_contexts_is_measured_as_a_module_is(grammar: TreeGrammar) -> None:
+    """Against the sum over every context, here of a model that knows nothing but the last token."""
+    v, n = grammar.v, 2**grammar.L
+    table = torch.randn(v, v, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for objective in ('last', 'all'):
+
+        def function(inputs: Tensor, last: bool = objective == 'last') -> Tensor:
+            return table[inputs[:, -1] if last else inputs]
+
+        inputs, weights, posteriors = direct_reference(grammar, n - 1, objective)
+        log_q = function(inputs).log_softmax(-1)
+        terms = torch.where(posteriors > 0, posteriors * (posteriors.clamp(min=1e-300).log() - log_q), 0.0).sum(-1)
+        excess, error = measures.excess_loss(function, grammar, objective=objective, num_samples=4**7)
+        assert excess == pytest.approx((weights @ terms.view(len(inputs), -1).mean(1)).item(), abs=1e-12) and error == 0
+    mlm = model_of(grammar)
+    assert measures.excess_loss(lambda inputs: mlm.eval()(inputs), grammar) == measures.excess_loss(mlm, grammar)
+    loss, accuracy = measures.test(lambda inputs: table[inputs[:, -1]], *grammar.batch(0, 50, 'test'))
+    assert loss > 0 and 0 <= accuracy <= 1
+
+
+def test_a_function_is_called_without_gradients_and_keeps_its_mode() -> None:
+    grammar, model = RLM(9, 2), model_of(RLM(9, 2)).train()
+    seen = []
+
+    def function(inputs: Tensor) -> Tensor:
+        seen.append((torch.is_grad_enabled(), model.training))
+        return model(inputs)
+
+    measures.excess_loss(function, grammar)
+    assert seen == [(False, True)]
+
+
+def test_what_is_not_a_tensor_of_logits_is_refused_with_an_example() -> None:
+    """Such as the outputs of Hugging Face's models."""
+    with pytest.raises(ValueError, match=r'returned dict, not a tensor .*: measure a function .* lambda inputs'):
+        measures.excess_loss(lambda inputs: {'logits': inputs}, RLM(9, 2))  # type: ignore[arg-type,return-value]
+
+
 def test_the_excess_is_exact_for_one_level_by_default() -> None:
     for v in (2, 30, 128):
         grammar = RLM(v, 1)

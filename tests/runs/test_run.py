@@ -92,6 +92,15 @@ def _check_record(run: Run, model: nn.Module, step: int) -> None:
     assert found.excess == pytest.approx(record['excess'], abs=1e-6)
 
 
+def test_the_excess_of_a_record_is_that_of_its_model_as_a_function(finished: Path) -> None:
+    """What `excess_loss` says of a function that knows nothing of runs."""
+    run = load_run(finished)
+    for step in (0, None):
+        model = run.model(step)
+        excess, error = measures.excess_loss(lambda inputs, model=model: model(inputs), run.rlm)  # type: ignore[misc]
+        assert excess == pytest.approx(run.dynamics[0 if step == 0 else -1]['excess'], abs=1e-6) and error == 0
+
+
 def test_the_best_step_of_a_run_of_the_first_version_is_that_of_its_file(finished: Path, tmp_path: Path) -> None:
     """Its `best` has no excess: it was chosen by the test loss."""
     shutil.copytree(finished.parent, tmp_path / 'old')
