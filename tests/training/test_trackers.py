@@ -259,6 +259,21 @@ def test_wandb_writes_the_records_and_the_floors_offline_and_goes_on_in_the_same
     assert only.name != files[0].name
 
 
+def test_wandb_has_a_run_for_each_run_of_a_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
+    monkeypatch.setenv('WANDB_ERROR_REPORTING', 'false')
+    pytest.importorskip('wandb')
+    configs = [tiny(tmp_path / f'run{lr}', tracker='wandb', max_iters=4, lr=lr) for lr in (0.1, 0.2)]
+    assert all(isinstance(result, Outcome) for result in sorted_results(configs))
+    for config in configs:
+        (path,) = RunFiles(config.outname).wandb.glob('wandb/offline-run-*/*.wandb')
+        rows = {int(row['_step']): row for row in rows_of(path)}
+        assert {step: row['run/excess'] for step, row in rows.items()} == {
+            step: values['run/excess'] for step, values in sent(config.outname).items()
+        }
+
+
 def rows_of(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of history in an offline file of wandb: a log in blocks of 32 KiB (leveldb's format) of protobufs."""
     from wandb.proto import wandb_internal_pb2
