@@ -96,7 +96,7 @@ def data_set(results: Results, records: bool) -> xarray.Dataset:
     if records:
         coordinates['t'] = ('t', results.steps, _attributes('t'))
         names = [name for name in names if name in ('entropy', 'marginal') or name.startswith('floor_')]
-    variables = {name: (dimensions, _plain(results[name]), _attributes(name)) for name in names}
+    variables = {name: (dimensions, results[name], _attributes(name)) for name in names}
     if records:
         recorded = dict.fromkeys(name for run in results.counted for name in columns.flat(run.records[0]))
         levels = [name for name in recorded if name.startswith('bp_')]
@@ -105,11 +105,6 @@ def data_set(results: Results, records: bool) -> xarray.Dataset:
             variables[name] = ((*dimensions, 't'), results.curves(key), _attributes(name))
     options = {name: int(value) if isinstance(value, bool) else value for name, value in shared.items()}
     return xarray.Dataset(variables, coordinates, {'sweep': str(results.plan.folder), **options})
-
-
-def _plain(values: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
-    """Texts as an array of texts, which files of xarray take, and not of objects."""
-    return values.astype(str) if values.dtype == object else values
 
 
 def _attributes(name: str) -> dict[str, str]:
