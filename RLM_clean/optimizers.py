@@ -1,7 +1,7 @@
 """torch's optimizers for runs that are not compiled: the same steps without the start of torch's compiler.
 
-torch wraps the methods of its optimizers so that they import `torch._dynamo` at their first call, which takes as long
-as importing torch itself and is of use to `torch.compile` alone. This library traces its own steps (training/step.py)
+torch wraps the methods of its optimizers so that they import its compiler at their first call, which takes as long as
+importing torch itself and is of use to `torch.compile` alone. This library traces its own steps (training/step.py)
 and never compiles an optimizer, so the methods are taken without their wrappers.
 """
 

@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit('zipf: some runs are not done: the same command goes on with them')
     P, m = np.array(sizes, dtype=float), int(results['num_synonyms'].flat[0])
     print('\n'.join(table(exponents, m, P, errors)))
-    axes = style.panels(size=(7.5, 4.6))
+    axes = style.panels(size=(8, 4.6))
     figure(exponents, m, P, errors, axes)
     picture = options.picture or folder / 'zipf.png'
     style.save(axes.figure, picture)

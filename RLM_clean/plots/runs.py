@@ -234,7 +234,7 @@ def _right_labels(axes: Axes, labels: Sequence[tuple[float, str, Any]]) -> None:
     """
     low, high = axes.get_ylim()
     labels = sorted(labels, key=lambda label: label[0])
-    apart = 0.17 / axes_inches(axes)[1]  # a line of text, as a fraction of the height
+    apart = 0.18 / axes_inches(axes)[1]  # a line of text, as a fraction of the height
     if apart * (len(labels) - 1) > 1:
         return
     places: list[float] = []
