@@ -26,7 +26,7 @@ from RLM_clean.command_line import from_arguments
 from RLM_clean.config import Config
 from RLM_clean.runs import load_run
 
-EXTENDING, RECIPES = 'docs/extending.md', 'docs/recipes.md'
+EXTENDING, OWN_LOOP, RECIPES = 'docs/extending.md', 'docs/own_loop.md', 'docs/recipes.md'
 
 # One process follows all pages, in their order.
 pytestmark = pytest.mark.xdist_group('docs')
@@ -62,8 +62,8 @@ SHORTER = [
     (r'(python -m benchmarks\.run( --large)?).*', r'\1 --quick --repeats 1 sampler'),
     (r'(python -m examples\.(?!tree)\w+).*', r'\1 --quick'),
 ]
-# The headings of docs/recipes.md whose snippets need no run and take a second once they are short.
-CHEAP = ('My own model in my own loop', 'The root as target')
+# Pages and headings whose snippets need no run and take a second once they are short.
+CHEAP = ((OWN_LOOP, 'The loop'), (RECIPES, 'The root as target'))
 # The languages of blocks that are followed; the others are read.
 FOLLOWED = ('bash', 'python', 'toml')
 READ = ('', 'math', 'sh')
@@ -146,11 +146,13 @@ def under(page: str, heading: str, language: str = 'python') -> list[Block]:
     return [block for block in parts(page) if block.language == language and start < block.line <= end]
 
 
-@pytest.mark.parametrize('heading', CHEAP)
-def test_the_recipes_that_need_no_run_work(heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(('page', 'heading'), CHEAP)
+def test_the_recipes_that_need_no_run_work(
+    page: str, heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Twenty steps are enough to come closer to the best predictor."""
     monkeypatch.chdir(tmp_path)
-    names = follow(RECIPES, under(RECIPES, heading), tmp_path)
+    names = follow(page, under(page, heading), tmp_path)
     v = names['rlm'].v
     assert 0 < float(names['excess']) < math.log(v) - float(names['floor'])
 
