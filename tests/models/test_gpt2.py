@@ -88,6 +88,7 @@ def test_the_options_are_those_of_the_model() -> None:
     shape = {'vocab_size': 7, 'n_positions': 6, 'n_embd': 8, 'n_layer': 3, 'n_head': 2, 'n_inner': 32}
     assert shape.items() <= found.items()
     assert (found['embd_pdrop'], found['resid_pdrop'], found['attn_pdrop']) == (0.25, 0.25, 0.0)
+    assert found['activation_function'] == 'gelu'  # the exact one; gelu_new is GPT-2's approximation by tanh
     assert found['tie_word_embeddings'] is True and found['eos_token_id'] is None
 
 
