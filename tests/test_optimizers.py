@@ -58,7 +58,7 @@ def test_a_run_that_is_not_compiled_does_not_import_the_compiler(optimizer: str,
     code = f"""
 import sys
 from RLM_clean.main import main
-main(['--outname', {str(tmp_path / "run")!r}, '--max_iters', '5', '--compile', 'off', '--optim', '{optimizer}'])
+main(['--outname', {str(tmp_path / 'run')!r}, '--max_iters', '5', '--compile', 'off', '--optim', '{optimizer}'])
 loaded = sorted({{'torch._dynamo', 'torch._inductor', 'sympy', 'scipy', 'pandas'}} & set(sys.modules))
 sys.exit(f'imported: {{loaded}}' if loaded else 0)
 """
