@@ -36,13 +36,21 @@ from torch import Tensor
 
 
 class Threshold(NamedTuple):
-    """The transition of the averaged map."""
+    """The transition of the averaged map.
 
-    belief: float  # p*, the unstable fixed point
-    noise: float  # eps*, at which the leaves have this belief
-    slope: float  # F'(p*)
-    nu: float  # ln 2 / ln F'(p*), the exponent of the correlation length
-    decay: float  # 2 - 2 / nu: at eps* the covariance of changes falls as r^-decay with the distance of tokens
+    Attributes:
+        belief: `p*`, the unstable fixed point.
+        noise: `eps*`, at which the leaves have this belief.
+        slope: `F'(p*)`.
+        nu: `ln 2 / ln F'(p*)`, the exponent of the correlation length.
+        decay: `2 - 2 / nu`: at `eps*` the covariance of changes falls as `r^-decay` with the distance of tokens.
+    """
+
+    belief: float
+    noise: float
+    slope: float
+    nu: float
+    decay: float
 
 
 def threshold(v: int, m: int) -> Threshold:

@@ -49,11 +49,13 @@ NOISES = ('beliefs', 'replaced', 'masked')
 def noisy_evidence(leaves: Tensor, v: int, noise: float, kind: str = 'beliefs', seed: int = 0) -> Tensor:
     """What is seen of tokens `(B, n)` at noise eps, as likelihoods `(B, n, v)` float64, with sum one at each leaf.
 
-    beliefs: `1 - eps + eps / v` at the true token and `eps / v` elsewhere, the same for each sequence: the noise of the
-        theory (the eps-process of arXiv:2402.16991), in which no token is drawn.
-    replaced: each token is replaced, with probability eps, by a uniformly random one; the same likelihoods at the token
-        that is seen. This is uniform diffusion, and the noise of the objective 'denoise'.
-    masked: each token is hidden with probability eps, and known otherwise.
+    The kinds of noise:
+
+    - `beliefs`: `1 - eps + eps / v` at the true token and `eps / v` elsewhere, the same for each sequence: the noise of
+      the theory (the eps-process of arXiv:2402.16991), in which no token is drawn.
+    - `replaced`: each token is replaced, with probability eps, by a uniformly random one; the same likelihoods at the
+      token that is seen. This is uniform diffusion, and the noise of the objective 'denoise'.
+    - `masked`: each token is hidden with probability eps, and known otherwise.
 
     The noise of leaf i of row r is a function of (seed, r, i) alone; with more noise, tokens that were replaced or
     hidden remain so. Raises ValueError for a kind that is not one of these and a noise outside 0..1.
@@ -79,11 +81,17 @@ def _uniform(key: int, counters: Tensor) -> Tensor:
 
 
 class Recovery(NamedTuple):
-    """What survives of B sequences of n = 2^L leaves."""
+    """What survives of B sequences of n = 2^L leaves.
 
-    levels: Tensor  # (B, L + 1): P(symbol is recovered | evidence), the mean over the nodes of a level, 0 at the root
-    leaves: Tensor  # (B, n): the same of each leaf
-    pairs: Tensor  # (B, L + 1): the sum of P(both are recovered | evidence) over the pairs of leaves of a height
+    Attributes:
+        levels: `P(symbol is recovered | evidence)`, the mean over the nodes of each level, `(B, L + 1)`, root first.
+        leaves: the same of each leaf, `(B, n)`.
+        pairs: the sum of `P(both are recovered | evidence)` over the pairs of leaves of each height, `(B, L + 1)`.
+    """
+
+    levels: Tensor
+    leaves: Tensor
+    pairs: Tensor
 
 
 def recovery(grammar: TreeGrammar, trees: list[Tensor], evidence: Tensor) -> Recovery:

@@ -27,10 +27,15 @@ from RLM_clean.exact.inference import leaf_posteriors, next_token_probs
 
 
 class Comparison(NamedTuple):
-    """How a predictor q does on contexts whose best predictor p is known, in nats, with standard errors."""
+    """How a predictor q does on contexts whose best predictor p is known, in nats, with standard errors.
 
-    cross_entropy: Estimate  # E[-sum_a p(a) ln q(a)]: the loss of q
-    divergence: Estimate  # E KL(p || q): what q loses beyond the best predictor
+    Attributes:
+        cross_entropy: `E[-sum_a p(a) ln q(a)]`: the loss of q.
+        divergence: `E KL(p || q)`: what q loses beyond the best predictor.
+    """
+
+    cross_entropy: Estimate
+    divergence: Estimate
 
 
 def compare(

@@ -70,7 +70,7 @@ class Batches(NamedTuple):
 class Task:
     """The base of the tasks. A task of its own defines the methods that are marked below.
 
-    Class attributes:
+    Attributes:
         name: the value of the option `objective`.
         whole: whether the model sees all n tokens (some changed), not only those before the target.
         at_each: whether there is a target at each position.
