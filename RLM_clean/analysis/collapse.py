@@ -26,8 +26,10 @@ class Collapse:
     """The best collapse, see `collapse`.
 
     Attributes:
-        x, y: the exponents a and b; None where a function says the scale.
-        x_interval, y_interval: 95% confidence; the exponent itself twice where it was given.
+        x: the exponent a; None where a function says the scale.
+        y: the exponent b; None where a function says the scale.
+        x_interval: 95% confidence; the exponent itself twice where it was given.
+        y_interval: the same for b.
         S: the quality. About 1 for curves that agree within their errors; much larger ones do not collapse.
         overlap: the fraction of the points that have neighbours in other curves, and are counted in S.
     """

@@ -56,8 +56,12 @@ class PowerLaw:
     """The law `loss = floor + amplitude P^-exponent` that was fitted, see `fit_power_law`.
 
     Attributes:
-        exponent, amplitude, floor: the fit to the mean over seeds; the floor is the given one where it was given.
-        interval, amplitude_interval, floor_interval: 95% confidence.
+        exponent: that of the fit to the mean over seeds.
+        interval: its 95% confidence interval.
+        amplitude: the factor of the fit.
+        amplitude_interval: its 95% confidence interval.
+        floor: the floor of the fit, or the one that was given.
+        floor_interval: its 95% confidence interval.
         range: the smallest and the largest size of the fit.
         drift: the p-value of the test for a drift of the exponent over the range; nan where there are too few sizes.
         resampled: what the bootstrap resampled, 'seeds' or 'residuals'.

@@ -49,7 +49,8 @@ class Search:
         bound: a criterion is met where a value is at most this.
         start: the first size that is measured. Sizes are doubled until all seeds meet the criterion, and halved until
             none does.
-        smallest, largest: no smaller and no larger size is measured.
+        smallest: no smaller size is measured.
+        largest: no larger size is measured.
         resolution: the search ends when each seed's threshold lies between two sizes with about this ratio.
 
     Raises ValueError with one sentence for what cannot be searched.

@@ -32,7 +32,8 @@ class Run:
         dynamics: its records, one dict per evaluation: t, trainloss, testloss, testacc, excess, lr, seconds. Losses and
             excess are in nats. testloss and testacc are expectations on the contexts of `reference`; in runs of the
             first version they were measured on `test_batch(t)`.
-        entropy, marginal: the lowest loss that any model can have, and that of one that sees nothing, in nats.
+        entropy: the lowest loss that any model can have, in nats.
+        marginal: the lowest loss of a model that sees nothing, in nats.
         floors: H(x_n | last k tokens) as {k: (value, standard error)}, in nats.
         contexts: on how many sampled contexts each floor rests, {k: number}; empty in runs of the first version.
         done: whether the run reached its end.

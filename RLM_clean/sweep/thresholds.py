@@ -69,9 +69,12 @@ class ThresholdSweep:
         folder: where the runs are.
         axes: what varies between the languages (or the models).
         options: what all runs share.
-        criterion, search: what is sought, and how; the smallest size is at least a batch.
+        criterion: what is sought.
+        search: how it is sought; the smallest size is at least a batch.
         seeds: how many runs there are at each size, with the seeds of repetitions of a sweep.
-        vary, seed, execution: as of `Plan`.
+        vary: which seeds differ between repetitions, as of `Plan`.
+        seed: what these seeds are derived from, as of `Plan`.
+        execution: options that change where or how a run is computed, as of `Plan`.
 
     Raises ValueError with one sentence for what cannot be run, before anything is written.
     """
