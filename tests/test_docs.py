@@ -34,6 +34,7 @@ pytestmark = pytest.mark.xdist_group('docs')
 # Commands that have tests of their own, and which.
 ELSEWHERE = {
     'bash test.sh': 'the tests run inside it',
+    'python -m mkdocs': 'test_site.py builds the site',
     'python -m examples.all': 'test_examples_of_training_sets.py runs it on stand-ins',
     'python -m examples.training_sets': 'test_examples_of_training_sets.py runs its quick form, as of the next one',
     'python -m examples.memorisation': 'the same test',
