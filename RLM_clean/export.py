@@ -21,9 +21,9 @@ from torch import Tensor
 
 from RLM_clean import __version__
 from RLM_clean.config import EXECUTION, similar
+from RLM_clean.extras import needed
 from RLM_clean.models import gpt2
 from RLM_clean.runs import Run, load_run
-from RLM_clean.runs.columns import needed
 from RLM_clean.runs.storage import TEMPORARY
 
 FORMATS = ('safetensors', 'huggingface')

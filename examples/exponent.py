@@ -23,7 +23,6 @@ trains small models in seconds.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from examples import training_sets
+from examples import make_parser, places, training_sets
 from RLM_clean import sweep
 from RLM_clean.analysis.collapse import Collapse, collapse, rescale
 from RLM_clean.analysis.scaling import Interval, PowerLaw, fit_power_law
@@ -256,12 +255,8 @@ def report(found: Statistics, results: Results, windows: Sequence[int], sizes: A
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Computes the prediction, trains what is not trained yet, prints the table and draws the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', type=Path, help='where the runs are kept, results/exponent by default')
-    parser.add_argument('--picture', type=Path, help='the figure, exponent.png in that folder by default')
-    parser.add_argument('--quick', action='store_true', help='small models, to try the command out')
-    options = parser.parse_args(arguments)
-    folder = options.folder or Path('results/exponent_quick' if options.quick else 'results/exponent')
+    options = make_parser('exponent', __doc__).parse_args(arguments)
+    folder, picture = places('exponent', options)
     chosen = {**OPTIONS, **(QUICK_OPTIONS if options.quick else {})}
     v, m, L = (chosen[name] for name in ('num_features', 'num_synonyms', 'num_layers'))
     windows = [2**level - 1 for level in range(1, L + 1)]
@@ -272,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if np.isnan(results['best_loss']).any():
         raise SystemExit('exponent: some runs are not done: the same command goes on with them')
     found = statistics(v, m, L + LEVELS_ABOVE, GRAMMARS)
-    report(found, results, windows, np.array(sizes, dtype=float), options.picture or folder / 'exponent.png')
+    report(found, results, windows, np.array(sizes, dtype=float), picture)
 
 
 if __name__ == '__main__':

@@ -106,7 +106,7 @@ def figure(results: Results, sizes: Array, times: Array, left: Axes, right: Axes
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet, prints the table and draws the figure."""
-    results, quick, _, picture = training_sets.train(arguments, __doc__, 'memorisation')
+    results, quick, picture = training_sets.train(arguments, __doc__, 'memorisation')
     sizes = np.array(training_sets.QUICK_SIZES if quick else training_sets.SIZES, dtype=float)
     times = departures(results)
     print('\n'.join(table(sizes, times, results['batch_size'][-1, :, 0])))

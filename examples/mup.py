@@ -13,15 +13,14 @@ continues. `--quick` trains small models at three rates, in seconds.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from examples import make_parser, places
 from RLM_clean import plots, sweep
 from RLM_clean.plots import style
 from RLM_clean.sweep.results import Array, Results
@@ -97,14 +96,10 @@ def draw(results: Results, name: str, axes: Axes) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet, prints the best rates and draws the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', type=Path, help='where the sweep is kept, results/mup by default')
-    parser.add_argument('--picture', type=Path, help='the figure, mup.png in that folder by default')
-    parser.add_argument('--quick', action='store_true', help='small models, to try the command out')
+    parser = make_parser('mup', __doc__)
     parser.add_argument('--workers', default='auto', help='runs, or groups of runs, at a time')
     options = parser.parse_args(arguments)
-    folder = options.folder or Path('results/mup_quick' if options.quick else 'results/mup')
-    picture = options.picture or folder / 'mup.png'
+    folder, picture = places('mup', options)
     values = {**OPTIONS, **(QUICK_OPTIONS if options.quick else {})}
     grid = {**GRID, **(QUICK_GRID if options.quick else {})}
     repetitions = QUICK_REPETITIONS if options.quick else REPETITIONS

@@ -17,7 +17,6 @@ models in seconds.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 
+from examples import make_parser, places
 from RLM_clean import sweep
 from RLM_clean.plots import style
 from RLM_clean.sweep.results import Array, Results
@@ -106,7 +106,8 @@ def panel(values: Sequence[int], betas: Sequence[float], found: Array, title: st
     for (i, j), value in np.ndenumerate(mean):
         color = 'white' if norm(value) < 0.6 else 'black'
         text = f'{value:.2g}\n±{spread[i, j]:.1g}' if np.isfinite(value) else '-'
-        axes.text(j, i, text, ha='center', va='center', fontsize=7, color=color)
+        behind = {'facecolor': image.to_rgba(value), 'edgecolor': 'none', 'pad': 1}  # over the dashed line
+        axes.text(j, i, text, ha='center', va='center', fontsize=7, color=color, bbox=behind)
     axes.set_xticks(range(len(betas)), [f'{beta:g}' for beta in betas])
     axes.set_yticks(range(len(values)), [str(value) for value in values])
     frozen = np.interp(2.0, betas, range(len(betas)))
@@ -117,12 +118,8 @@ def panel(values: Sequence[int], betas: Sequence[float], found: Array, title: st
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet, prints the tables and draws the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', type=Path, help='where the runs are kept, results/phase_diagram by default')
-    parser.add_argument('--picture', type=Path, help='the figure, phase_diagram.png in that folder by default')
-    parser.add_argument('--quick', action='store_true', help='few small models, to try the command out')
-    options = parser.parse_args(arguments)
-    folder = options.folder or Path('results/phase_diagram_quick' if options.quick else 'results/phase_diagram')
+    options = make_parser('phase_diagram', __doc__).parse_args(arguments)
+    folder, picture = places('phase_diagram', options)
     betas, planes = (QUICK_BETAS, QUICK_PLANES) if options.quick else (BETAS, PLANES)
     repetitions, changes = (QUICK_REPETITIONS, QUICK) if options.quick else (REPETITIONS, {})
 
@@ -144,7 +141,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             panel(planes[name][name], betas, values[what], titles[what], norms[what], axes)
             axes.set_xlabel('beta (dashed: the rules freeze)')
             axes.set_ylabel(NAMES[name])
-    picture = options.picture or folder / 'phase_diagram.png'
     style.save(panels[0, 0].figure, picture)
     print(f'the figure is {picture}')
 

@@ -13,7 +13,6 @@ trains small networks in seconds.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from examples import make_parser, places
 from RLM_clean import sweep
 from RLM_clean.plots import style
 
@@ -178,13 +178,8 @@ def table(tasks: Sequence[Task], P: Array, errors: Array) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet, prints the table and draws the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', type=Path, help='where the runs are kept, results/root by default')
-    parser.add_argument('--picture', type=Path, help='the figure, root.png in that folder by default')
-    parser.add_argument('--quick', action='store_true', help='few small networks, to try the command out')
-    options = parser.parse_args(arguments)
-    folder = options.folder or Path('results/root_quick' if options.quick else 'results/root')
-    picture = options.picture or folder / 'root.png'
+    options = make_parser('root', __doc__).parse_args(arguments)
+    folder, picture = places('root', options)
 
     tasks, ratios, repetitions = (QUICK_TASKS, QUICK_RATIOS, 3) if options.quick else (TASKS, RATIOS, REPETITIONS)
     changes = QUICK if options.quick else {}

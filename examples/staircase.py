@@ -9,11 +9,10 @@ trains on small languages of two levels, in seconds.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from examples import make_parser, places
 from RLM_clean import plots
 from RLM_clean.config import Config
 from RLM_clean.plots import style
@@ -49,15 +48,11 @@ def passed(run: Run) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet and draws the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', type=Path, help='where the runs are kept, results/staircase by default')
-    parser.add_argument('--picture', type=Path, help='the figure, staircase.png in that folder by default')
-    parser.add_argument('--quick', action='store_true', help='two small runs, to try the command out')
+    parser = make_parser('staircase', __doc__)
     parser.add_argument('--max_iters', type=int, help='stop earlier, to try the command out')
     parser.add_argument('--threads', default='auto', help='threads of the CPU')
     options = parser.parse_args(arguments)
-    folder = options.folder or Path('results/staircase_quick' if options.quick else 'results/staircase')
-    picture = options.picture or folder / 'staircase.png'
+    folder, picture = places('staircase', options)
 
     panels = plots.panels(1, 2, size=(11, 4.4))
     for (name, language), axes in zip(LANGUAGES.items(), panels, strict=True):

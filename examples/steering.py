@@ -14,14 +14,13 @@ It prints the numbers with their standard errors and draws them. After an interr
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from examples import make_parser, places
 from RLM_clean import plots
 from RLM_clean.analysis import interventions, probes
 from RLM_clean.analysis.interventions import Interchange, Steering, Values
@@ -46,13 +45,9 @@ QUICK_SIZES: dict[str, Any] = {'num_train': 128, 'num_test': 128}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet, prints the tables and draws the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', type=Path, help='where the run is kept, results/steering by default')
-    parser.add_argument('--picture', type=Path, help='the figure, steering.png in that folder by default')
-    parser.add_argument('--quick', action='store_true', help='a small run, to try the command out')
-    options = parser.parse_args(arguments)
-    folder = options.folder or Path('results/steering_quick' if options.quick else 'results/steering')
-    picture, sizes = options.picture or folder / 'steering.png', QUICK_SIZES if options.quick else SIZES
+    options = make_parser('steering', __doc__).parse_args(arguments)
+    folder, picture = places('steering', options)
+    sizes = QUICK_SIZES if options.quick else SIZES
 
     config = Config(outname=str(folder / 'rhm'), **{**RUN, **(QUICK if options.quick else {})})
     if train(config).status == 'interrupted':

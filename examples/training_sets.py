@@ -15,7 +15,6 @@ trains small models in seconds.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from examples import make_parser, places
 from examples.root import crossing
 from RLM_clean import sweep
 from RLM_clean.exact import theory
@@ -111,14 +111,10 @@ def figure(results: Results, windows: Sequence[int], sizes: Array, axes: Axes) -
     axes.legend(loc='upper right', bbox_to_anchor=(1, 0.92))
 
 
-def train(arguments: Sequence[str] | None, description: str | None, name: str) -> tuple[Results, bool, Path, Path]:
-    """Trains what is not trained yet; the results, whether they are those of `--quick`, the folder and the picture."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', type=Path, help='where the runs are kept, results/training_sets by default')
-    parser.add_argument('--picture', type=Path, help=f'the figure, {name}.png in that folder by default')
-    parser.add_argument('--quick', action='store_true', help='small models, to try the command out')
-    options = parser.parse_args(arguments)
-    folder = options.folder or Path('results/training_sets_quick' if options.quick else 'results/training_sets')
+def train(arguments: Sequence[str] | None, description: str | None, name: str) -> tuple[Results, bool, Path]:
+    """Trains what is not trained yet; the results, whether they are those of `--quick`, and where the figure goes."""
+    options = make_parser(name, description, runs='training_sets').parse_args(arguments)
+    folder, picture = places(name, options, runs='training_sets')
     windows, sizes = (QUICK_WINDOWS, QUICK_SIZES) if options.quick else (WINDOWS, SIZES)
     if sweep.main(
         command(
@@ -134,12 +130,12 @@ def train(arguments: Sequence[str] | None, description: str | None, name: str) -
     results = sweep.load(folder)
     if np.isnan(results['best_loss']).any():
         raise SystemExit(f'{name}: some runs are not done: the same command goes on with them')
-    return results, options.quick, folder, options.picture or folder / f'{name}.png'
+    return results, options.quick, picture
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet, prints the table and draws the figure."""
-    results, quick, _, picture = train(arguments, __doc__, 'training_sets')
+    results, quick, picture = train(arguments, __doc__, 'training_sets')
     windows, sizes = (QUICK_WINDOWS, QUICK_SIZES) if quick else (WINDOWS, SIZES)
     P = np.array(sizes, dtype=float)
     print('\n'.join(table(results, windows, P)))

@@ -13,7 +13,6 @@ trains small networks in seconds.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from examples import make_parser, places
 from RLM_clean import sweep
 from RLM_clean.analysis.scaling import PowerLaw, fit_power_law
 from RLM_clean.plots import style
@@ -119,12 +119,8 @@ def figure(exponents: Sequence[float], m: int, sizes: Array, errors: Array, axes
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet, prints the exponents and draws the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', type=Path, help='where the runs are kept, results/zipf by default')
-    parser.add_argument('--picture', type=Path, help='the figure, zipf.png in that folder by default')
-    parser.add_argument('--quick', action='store_true', help='few small networks, to try the command out')
-    options = parser.parse_args(arguments)
-    folder = options.folder or Path('results/zipf_quick' if options.quick else 'results/zipf')
+    options = make_parser('zipf', __doc__).parse_args(arguments)
+    folder, picture = places('zipf', options)
     exponents, sizes = (QUICK_EXPONENTS, QUICK_SIZES) if options.quick else (EXPONENTS, SIZES)
     changes = QUICK if options.quick else {}
     if sweep.main(command(folder, exponents, sizes, REPETITIONS, **{**OPTIONS, **changes})):
@@ -137,7 +133,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print('\n'.join(table(exponents, m, P, errors)))
     axes = style.panels(size=(8, 4.6))
     figure(exponents, m, P, errors, axes)
-    picture = options.picture or folder / 'zipf.png'
     style.save(axes.figure, picture)
     print(f'the figure is {picture}')
 

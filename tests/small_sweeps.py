@@ -22,8 +22,9 @@ EXECUTION = {'device': 'cpu', 'threads': '1'}
 def make_sweep(folder: Path, *grid: str, repetitions: int | None = None, **options: Any) -> Plan:
     """A sweep of tiny runs, with its file."""
     folder.mkdir(exist_ok=True)
-    shared = {name: value for name, value in {**TINY, **options}.items() if name not in EXECUTION}
     axes = tuple(read_axis(words.split()) for words in grid)
+    left_out = {*EXECUTION, *(name for axis in axes for name in axis.names)}
+    shared = {name: value for name, value in {**TINY, **options}.items() if name not in left_out}
     plan = Plan(folder, axes, shared, repetitions, execution=EXECUTION)
     save_plan(plan)
     return plan

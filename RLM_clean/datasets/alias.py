@@ -43,14 +43,14 @@ class AliasTable:
         self.alias_bits = max(1, (n - 1).bit_length())
         self.threshold_bits = 63 - self.alias_bits
         entries = torch.empty(num_rows, n, dtype=torch.int64)
-        # One row after the other: its arrays stay in the processor's cache.
-        factors = ((row, factor) for block in blocks for row, factor in zip(block, n / block.sum(1), strict=True))
+        rows = (pair for block in blocks for pair in zip(block, n / block.sum(1), strict=True))
 
-        def fill(place: tuple[Tensor, tuple[Tensor, Tensor]]) -> None:
-            columns, (row, factor) = place
+        def fill(item: tuple[Tensor, tuple[Tensor, Tensor]]) -> None:
+            columns, (row, factor) = item
             self._pack(*_share_columns(row * factor), out=columns)
 
-        for_each(zip(entries, factors, strict=True), fill, entries=n)
+        # A row at a time: its arrays stay in the processor's cache.
+        for_each(zip(entries, rows, strict=True), fill, entries=n)
         self.entries = entries.flatten().to(device)
 
     def _pack(self, threshold: Tensor, alias: Tensor, out: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from RLM_clean.datasets.tree_grammar import TreeGrammar
 from RLM_clean.streams import seeded_generator
-from RLM_clean.threads import for_each
+from RLM_clean.threads import LEAST_ENTRIES, for_each
 
 
 def random_rules(v: int, beta: float, seed_rules: int) -> Tensor:
@@ -26,14 +26,15 @@ def random_rules(v: int, beta: float, seed_rules: int) -> Tensor:
     generator = seeded_generator(seed_rules)
     scale = beta * math.sqrt(math.log(v))
     rules = torch.empty(v, v * v)
-    whole = v >= 128 and v % 4 == 0
+    # One thread draws the numbers of all rows in their order, and only what is made of them can be shared.
+    shared = v * v >= LEAST_ENTRIES and v * v % 16 == 0
 
     def draw(row: Tensor) -> tuple[Tensor, Tensor]:
-        return row, (torch.rand if whole else torch.randn)(v * v, generator=generator, dtype=torch.float64)
+        return row, (torch.rand if shared else torch.randn)(v * v, generator=generator, dtype=torch.float64)
 
     def fill(drawn: tuple[Tensor, Tensor]) -> None:
         row, numbers = drawn
-        energies = _normal(numbers) if whole else numbers
+        energies = _normal(numbers) if shared else numbers
         row.copy_(torch.softmax(energies.mul_(scale), 0))
 
     for_each(map(draw, rules), fill, entries=v * v)

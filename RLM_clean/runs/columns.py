@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -87,18 +86,3 @@ def described(names: Iterable[str]) -> dict[str, dict[str, str]]:
     names = list(names)
     units = {name: unit(name) for name in names if unit(name)}
     return {'units': units, 'long_names': {name: meaning(name) for name in names}}
-
-
-def needed(package: str, by: str, extra: str | None = None) -> Any:
-    """A package that is an extra of this one, imported. Raises ModuleNotFoundError, with the command, without it.
-
-    `extra` is the name of the extra where it is not that of the package.
-    """
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        raise ModuleNotFoundError(
-            f'{by} needs {package}, which is not installed: pip install -e ".[{extra or package}]"', name=package
-        ) from None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from RLM_clean import init, measures, tasks
 from RLM_clean.config import EXECUTION, Config, format_value
+from RLM_clean.extras import needed
 from RLM_clean.measures import Reference
 from RLM_clean.models import gpt2
 from RLM_clean.runs import columns, contents
@@ -78,7 +79,7 @@ class Run:
         belongs to the run as a whole: `run` (its name), `config`, `entropy`, `marginal` and `floors`, and the `units`
         (nat, s) and `long_names` of the columns. Raises ModuleNotFoundError without pandas.
         """
-        pandas = columns.needed('pandas', by='to_pandas')
+        pandas = needed('pandas', by='to_pandas')
         names = [name for name in contents.RECORD if not name.endswith('?')]
         rows = [columns.flat(record) for record in self.dynamics]
         frame = pandas.DataFrame(rows, columns=list(dict.fromkeys([*names, *(n for row in rows for n in row)])))
@@ -127,7 +128,7 @@ class Run:
         ValueError for a model that GPT-2 cannot be, ModuleNotFoundError without transformer_lens.
         """
         model, whitened = gpt2.check(self.model(step), self.config.model), bool(self.config.whitening)
-        columns.needed('transformer_lens', by='hooked', extra='transformer-lens')
+        needed('transformer_lens', by='hooked', extra='transformer-lens')
         from RLM_clean.runs import hooked
 
         words = gpt2.tokenizer(model.vocab_size)

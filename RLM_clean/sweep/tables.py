@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from RLM_clean.config import DEFAULTS, EXECUTION
+from RLM_clean.extras import needed
 from RLM_clean.runs import columns
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def shared_options(results: Results) -> dict[str, Any]:
 
 def data_frame(results: Results, records: bool) -> pandas.DataFrame:
     """See `Results.to_pandas`."""
-    pandas = columns.needed('pandas', by='to_pandas')
+    pandas = needed('pandas', by='to_pandas')
     index = [*results.axes, *(['t'] if records else [])]
     shared = shared_options(results)
     if records:
@@ -83,7 +84,7 @@ def data_frame(results: Results, records: bool) -> pandas.DataFrame:
 
 def data_set(results: Results, records: bool) -> xarray.Dataset:
     """See `Results.to_xarray`."""
-    xarray = columns.needed('xarray', by='to_xarray')
+    xarray = needed('xarray', by='to_xarray')
     shared = shared_options(results)
     dimensions = tuple(results.axes)
     coordinates: dict[str, Any] = {}

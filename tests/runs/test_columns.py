@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
-
-import pytest
-from helpers import ROOT
 
 from RLM_clean.config import Config
 from RLM_clean.runs import columns, contents
@@ -39,19 +34,3 @@ def test_an_option_is_not_taken_for_something_measured() -> None:
 def test_lists_of_a_record_are_spread() -> None:
     record = {'t': 3, 'bp': [0.5, 0.25], 'excess': 1.0}
     assert columns.flat(record) == {'t': 3, 'excess': 1.0, 'bp_0': 0.5, 'bp_1': 0.25}
-
-
-def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, 'xarray', None)
-    with pytest.raises(ModuleNotFoundError) as caught:
-        columns.needed('xarray', by='to_xarray')
-    assert str(caught.value) == 'to_xarray needs xarray, which is not installed: pip install -e ".[xarray]"'
-    text = (ROOT / 'pyproject.toml').read_text()
-    assert all(f'\n{extra} = [' in text for extra in ('pandas', 'xarray', 'wandb', 'trackio', 'tensorboard'))
-
-
-def test_a_package_that_lacks_another_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / 'halfway.py').write_text('import numpi')
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match='numpi'):
-        columns.needed('halfway', by='to_pandas')

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT
-from small_runs import TINY, train
+from small_runs import train
+from small_sweeps import make_sweep
 
 from RLM_clean import sweep
 from RLM_clean.plots import plot_sweep, save_sweep
@@ -21,12 +22,14 @@ from RLM_clean.runs.run import load_run
 from RLM_clean.runs.storage import UnreadableFileError
 from RLM_clean.runs.storage import load as load_file
 from RLM_clean.sweep import states
-from RLM_clean.sweep.grid import Axis, read_axis
-from RLM_clean.sweep.plan import Plan, save_plan
+from RLM_clean.sweep.plan import Plan
 from RLM_clean.sweep.results import Results, load, read_result, write_tables
 
-SHARED = {name: value for name, value in TINY.items() if name not in ('device', 'threads')}
-SHARED |= {'num_layers': 1, 'max_iters': 6, 'print_freq': 3}
+OPTIONS: dict[str, Any] = {'num_layers': 1, 'max_iters': 6, 'print_freq': 3}
+
+
+def make(folder: Path, *grid: str, **options: Any) -> Plan:
+    return make_sweep(folder, *grid, **OPTIONS, **options)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -34,20 +37,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def make(folder: Path, axes: tuple[Axis, ...], **kinds: Any) -> Plan:
-    folder.mkdir(exist_ok=True)
-    varied = {name for axis in axes for name in axis.names}
-    options = {name: value for name, value in SHARED.items() if name not in varied}
-    plan = Plan(folder, axes, options, execution={'device': 'cpu', 'threads': '1'}, **kinds)
-    save_plan(plan)
-    return plan
-
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of 2 x 2 x 3 runs that are done."""
-    axes = (read_axis(['beta=0.5,2.5']), read_axis(['num_features=6,8', 'num_layers=1,2']))
-    plan = make(tmp_path_factory.mktemp('sweep'), axes, repetitions=3)
+    plan = make(tmp_path_factory.mktemp('sweep'), 'beta=0.5,2.5', 'num_features=6,8 num_layers=1,2', repetitions=3)
     for run in plan.runs:
         train(run.config)
     return plan.folder
@@ -121,7 +114,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(results: Results) -> No
 
 
 def test_unfinished_runs_count_only_when_they_are_asked_for(tmp_path: Path) -> None:
-    plan = make(tmp_path / 'sweep', (read_axis(['beta=1,2,3,4']),))
+    plan = make(tmp_path / 'sweep', 'beta=1,2,3,4')
     done, begun, failed, _ = plan.runs
     for run in (done, begun):
         train(run.config)
@@ -174,7 +167,7 @@ def test_tables_have_a_row_a_run_and_a_row_a_record(results: Results, folder: Pa
 
 
 def test_a_varied_learning_rate_is_not_mistaken_for_that_of_a_step(tmp_path: Path) -> None:
-    plan = make(tmp_path / 'sweep', (read_axis(['lr=0.1,0.2']),))
+    plan = make(tmp_path / 'sweep', 'lr=0.1,0.2')
     for run in plan.runs:
         train(run.config)
     records = read_csv(write_tables(load(plan.folder))[1])
@@ -184,7 +177,7 @@ def test_a_varied_learning_rate_is_not_mistaken_for_that_of_a_step(tmp_path: Pat
 
 def test_the_best_of_a_run_is_the_record_of_least_excess(tmp_path: Path) -> None:
     """Not that of the least test loss, which a lucky draw of test sequences can bring below the floor."""
-    plan = make(tmp_path / 'sweep', (read_axis(['beta=1,2']),))
+    plan = make(tmp_path / 'sweep', 'beta=1,2')
     train(plan.runs[0].config)
     path = RunFiles(plan.runs[0].config.outname).final
     content = load_file(path)
@@ -203,8 +196,8 @@ def test_the_best_of_a_run_is_the_record_of_least_excess(tmp_path: Path) -> None
 
 
 def test_a_run_of_other_options_is_refused(tmp_path: Path) -> None:
-    plan = make(tmp_path / 'sweep', (read_axis(['beta=1,2']),))
-    other = Plan(plan.folder, plan.axes, {**SHARED, 'depth': 2})
+    plan = make(tmp_path / 'sweep', 'beta=1,2')
+    other = Plan(plan.folder, plan.axes, {**plan.options, 'depth': 2})
     train(other.runs[0].config)
     with pytest.raises(ValueError, match=r'depth=2 of .*beta1 is 1 in its sweep: move that run away'):
         load(plan.folder)
@@ -215,7 +208,7 @@ def test_a_run_of_other_options_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('content', [b'', b'PK', b'no archive'])
 def test_a_damaged_file_is_named_with_a_remedy(content: bytes, tmp_path: Path) -> None:
-    plan = make(tmp_path / 'sweep', (read_axis(['beta=1,2']),))
+    plan = make(tmp_path / 'sweep', 'beta=1,2')
     RunFiles(plan.runs[0].config.outname).final.write_bytes(content)
     with pytest.raises(UnreadableFileError, match=r'beta1\.pt .*: remove it, or begin again'):
         load(plan.folder)
@@ -226,7 +219,7 @@ def test_a_file_that_runs_code_runs_none(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return (tmp_path / 'stolen').touch, ()
 
-    plan = make(tmp_path / 'sweep', (read_axis(['beta=1,2']),))
+    plan = make(tmp_path / 'sweep', 'beta=1,2')
     torch.save({'config': Malicious()}, RunFiles(plan.runs[0].config.outname).final)
     with pytest.raises(UnreadableFileError, match='not safe to read'):
         load(plan.folder)
@@ -241,7 +234,7 @@ def test_a_line_of_a_log_that_is_not_a_record_is_named_in_one_line(
     line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By collect; status passes over it."""
-    plan = make(tmp_path / 'sweep', (read_axis(['beta=1,2']),))
+    plan = make(tmp_path / 'sweep', 'beta=1,2')
     train(plan.runs[0].config)
     files = RunFiles(plan.runs[0].config.outname)
     files.final.unlink()
@@ -261,7 +254,7 @@ def test_a_line_of_a_log_that_is_not_a_record_is_named_in_one_line(
 def test_a_final_file_without_a_part_is_named_in_one_line(
     part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = make(tmp_path / 'sweep', (read_axis(['beta=1,2']),))
+    plan = make(tmp_path / 'sweep', 'beta=1,2')
     train(plan.runs[0].config)
     path = RunFiles(plan.runs[0].config.outname).final
     content = load_file(path)
@@ -274,7 +267,7 @@ def test_a_final_file_without_a_part_is_named_in_one_line(
 
 def test_models_and_rules_are_not_read(tmp_path: Path) -> None:
     """So that a thousand runs take seconds: bytes of a tensor that would fail their checksum are not noticed."""
-    plan = make(tmp_path / 'sweep', (read_axis(['beta=1,2']),))
+    plan = make(tmp_path / 'sweep', 'beta=1,2')
     for run in plan.runs:
         train(run.config)
         files = RunFiles(run.config.outname)
@@ -321,14 +314,14 @@ def test_collect_writes_the_tables_and_the_figure(folder: Path, capsys: pytest.C
 
 
 def test_a_sweep_of_repetitions_alone_or_without_any_has_a_figure(tmp_path: Path) -> None:
-    plan = make(tmp_path / 'seeds', (), repetitions=2)
+    plan = make(tmp_path / 'seeds', repetitions=2)
     assert save_sweep(load(plan.folder)) == []
     for run in plan.runs:
         train(run.config)
     results = load(plan.folder)
     assert results.shape == (2,) and results.mean('excess').shape == ()
     assert [path.name for path in save_sweep(results)] == ['sweep.png']
-    plan = make(tmp_path / 'grid', (read_axis(['beta=1,2']),))
+    plan = make(tmp_path / 'grid', 'beta=1,2')
     train(plan.runs[1].config)
     results = load(plan.folder)
     assert results.shape == (2, 1) and np.isnan(results['excess'][0, 0])

@@ -9,34 +9,27 @@ from typing import Any
 import numpy as np
 import pandas
 import pytest
-from small_runs import TINY, train
+from small_runs import train
+from small_sweeps import make_sweep
 
 from RLM_clean import sweep
 from RLM_clean.runs import load_run
 from RLM_clean.runs.files import RunFiles
-from RLM_clean.sweep.grid import Axis, read_axis
-from RLM_clean.sweep.plan import Plan, save_plan
+from RLM_clean.sweep.plan import Plan
 from RLM_clean.sweep.results import Results
 
-SHARED = {name: value for name, value in TINY.items() if name not in ('device', 'threads')}
-SHARED |= {'num_layers': 1, 'max_iters': 4, 'print_freq': 3, 'bp_records': True}
 MEASURED = ('trainloss', 'testloss', 'testacc', 'excess', 'seconds')
+OPTIONS: dict[str, Any] = {'num_layers': 1, 'max_iters': 4, 'print_freq': 3, 'bp_records': True}
 
 
-def make(folder: Path, axes: tuple[Axis, ...], **kinds: Any) -> Plan:
-    folder.mkdir(exist_ok=True)
-    varied = {name for axis in axes for name in axis.names}
-    options = {name: value for name, value in SHARED.items() if name not in varied}
-    plan = Plan(folder, axes, options, execution={'device': 'cpu', 'threads': '1'}, **kinds)
-    save_plan(plan)
-    return plan
+def make(folder: Path, *grid: str, **options: Any) -> Plan:
+    return make_sweep(folder, *grid, **OPTIONS, **options)
 
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """A sweep of 2 x 2 x 2 runs that are done; languages of two depths, and an axis of texts in descending order."""
-    axes = (read_axis(['optim=sgd,adam']), read_axis(['num_features=6,8', 'num_layers=1,2']))
-    plan = make(tmp_path_factory.mktemp('sweep'), axes, repetitions=2)
+    plan = make(tmp_path_factory.mktemp('sweep'), 'optim=sgd,adam', 'num_features=6,8 num_layers=1,2', repetitions=2)
     for run in plan.runs:
         train(run.config)
     return sweep.load(plan.folder)
@@ -93,7 +86,7 @@ def test_a_frame_says_its_units_its_meanings_and_what_its_runs_share(results: Re
 
 
 def test_what_is_not_known_is_missing_in_columns_of_numbers(tmp_path: Path) -> None:
-    plan = make(tmp_path / 'sweep', (read_axis(['beta=1,2,3']),))
+    plan = make(tmp_path / 'sweep', 'beta=1,2,3')
     empty = sweep.load(plan.folder)
     assert str(empty.to_pandas()['excess'].dtype) == 'float64' and empty.to_pandas()['excess'].isna().all()
     assert len(empty.to_pandas(records=True)) == 0 and empty.to_xarray(records=True).sizes['t'] == 0
