@@ -180,8 +180,9 @@ def notebook(path: Path) -> tuple[str, dict[str, bytes]]:
                 name = f'images/{path.stem}_{len(pictures) + 1}.png'
                 pictures[name] = base64.b64decode(data['image/png'])
                 parts.append(f'![Figure {len(pictures)} of the notebook]({name})')
-            elif 'text/html' in data:
-                text = re.sub(r'<style scoped>.*?</style>', '', ''.join(data['text/html']), flags=re.DOTALL)
+            elif 'class="dataframe"' in (table := ''.join(data.get('text/html', ''))):
+                # Other objects bring style sheets that do not fit the site; they have a text too.
+                text = re.sub(r'<style scoped>.*?</style>', '', table, flags=re.DOTALL)
                 parts.append(f'<div class="output">\n{text}\n</div>')
             else:
                 parts.append(block(''.join(data.get('text/plain', output.get('text', ''))), '{.text .output}'))

@@ -67,7 +67,10 @@ def test_a_notebook_becomes_markdown_with_the_outputs_that_it_holds(tmp_path: Pa
                 new_output('stream', name='stdout', text='said\n'),
                 new_output('execute_result', data={'text/plain': '2'}),
                 new_output('display_data', data={'image/png': base64.b64encode(b'pixels').decode(), 'text/plain': 'F'}),
-                new_output('display_data', data={'text/html': '<style scoped>x</style><table></table>'}),
+                new_output(
+                    'display_data', data={'text/html': '<style scoped>x</style><table class="dataframe"></table>'}
+                ),
+                new_output('display_data', data={'text/html': '<style>x</style><div>2</div>', 'text/plain': 'two'}),
             ],
         ),
     ]
@@ -81,7 +84,8 @@ def test_a_notebook_becomes_markdown_with_the_outputs_that_it_holds(tmp_path: Pa
         f'{fence}{{.text .output}}\nsaid\n{fence}',
         f'{fence}{{.text .output}}\n2\n{fence}',
         '![Figure 1 of the notebook](images/small_1.png)',
-        '<div class="output">\n<table></table>\n</div>\n',
+        '<div class="output">\n<table class="dataframe"></table>\n</div>',
+        f'{fence}{{.text .output}}\ntwo\n{fence}\n',
     ]
     assert pictures == {'images/small_1.png': b'pixels'}
 
