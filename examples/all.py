@@ -22,8 +22,8 @@ from RLM_clean.runs.storage import atomic_write
 ROOT = Path(__file__).resolve().parents[1]
 # In the order of docs/results.md; memorisation needs the runs of training_sets.
 NAMES = (
-    'staircase', 'training_sets', 'memorisation', 'exponent', 'root', 'zipf', 'mup', 'denoising_transition',
-    'filtering', 'phase_diagram', 'steering',
+    'staircase', 'training_sets', 'memorisation', 'architectures', 'root', 'zipf', 'mup', 'denoising_transition',
+    'filtering', 'exponent', 'phase_diagram', 'steering',
 )  # fmt: skip
 
 Outcome = dict[str, Any]

@@ -36,8 +36,7 @@ def main(words: Sequence[str]) -> int:
 
     Raises ValueError with one sentence for what cannot be run.
     """
-    args, given = parse(_make_parser(), list(words))
-    sweep = read_sweep(args, given)
+    args, sweep = read_words(words)
     for run in sweep.plan({}).runs:
         machine.check(run.config)
     if args.dry_run:
@@ -58,6 +57,15 @@ def main(words: Sequence[str]) -> int:
     for path in write(sweep, found):
         say(str(path))
     return 1 if any(row.threshold is None for row in found) else 0
+
+
+def read_words(words: Sequence[str]) -> tuple[argparse.Namespace, ThresholdSweep]:
+    """What a command line asks for: the options of the command, and the search.
+
+    `found` of the search says what is known of it by now. Raises ValueError with one sentence for what cannot be run.
+    """
+    args, given = parse(_make_parser(), list(words))
+    return args, read_sweep(args, given)
 
 
 def _make_parser() -> argparse.ArgumentParser:
