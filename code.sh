@@ -90,6 +90,7 @@ outname=${outname:-}                    # path of the files; empty: results_dir 
 repetitions=${repetitions:-}            # repeat each run with so many other seeds
 vary=${vary:-rules,sample,model}        # the seeds that differ
 seed=${seed:-0}                         # the number that they derive from
+threshold=${threshold:-}                # a level: how many sequences (train_size) teach it, see docs/scaling.md
 workers=${workers:-auto}                # processes; auto: as many as the cores or the GPUs allow
 dry_run=${dry_run:-0}                   # 1: list what would run, and write nothing
 launcher=${launcher:-local}             # local, or slurm: then each worker asks for what follows; empty: its default

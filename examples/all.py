@@ -1,9 +1,10 @@
 """All published results, one after the other, and a table of what came out. `python -m examples.all`.
 
 Runs every example that trains, each by its own command, and keeps what it prints in results/all/NAME.txt. The table in
-results/all/outcomes.md has for each its command, its time, its end and its last numbers, with the commit of the code.
-It takes some hours on two cores. After an interruption, the same command continues: an example that is done is not run
-again, and one that was interrupted goes on with its runs. `--quick` tries all commands on small models, in minutes.
+results/all/outcomes.md has for each its command, its time (the sum of all calls), its end, the commit of the code and
+its last numbers. It takes some hours on two cores. After an interruption, the same command continues: an example that
+is done is not run again, and one that was interrupted goes on with its runs. `--quick` tries all commands on small
+models, in minutes.
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name in outcomes and outcomes[name]['status'] == 0 and not options.again:
             continue
         print(f'== {name}', flush=True)
+        before = outcomes.get(name, {}).get('seconds', 0.0)  # of runs that need not be trained again
         outcomes[name] = run(name, options.quick, folder / f'{name}.txt')
+        outcomes[name]['seconds'] += before
         ordered = {name: outcomes[name] for name in NAMES if name in outcomes}
         write(kept, json.dumps(ordered, indent=1))
         write(folder / 'outcomes.md', table(ordered, folder))

@@ -89,9 +89,10 @@ def test_the_phase_diagram_has_the_excess_of_each_point(
 def planted(power: float, factor: float, spread: tuple[float, ...] = (0.9, 1.0, 1.1)) -> list[Threshold]:
     """The thresholds `factor m^power / (1 - m/16)` for m = 2, 3, 4, three seeds each."""
     rows = [[factor * x * m**power / (1 - m / 16) for x in spread] for m in (2, 3, 4)]
-    means = [float(np.exp(np.log(row).mean())) for row in rows]
+    means = [float(np.prod(row) ** (1 / len(row))) for row in rows]
     return [
-        Threshold(mean, (0.8 * mean, 1.25 * mean), mean, tuple(row), {}) for mean, row in zip(means, rows, strict=True)
+        Threshold(mean, (0.8 * mean, 1.25 * mean) if mean else (math.nan, math.nan), mean, tuple(row), {})
+        for mean, row in zip(means, rows, strict=True)
     ]
 
 

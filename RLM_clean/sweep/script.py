@@ -1,11 +1,12 @@
-"""What code.sh asks for: one run or a sweep, and its name.
+"""What code.sh asks for: one run, a sweep or a search for thresholds, and its name.
 
 code.sh gives its variables as NAME=VALUE, then its own arguments, which win:
 
     python -m RLM_clean.sweep.script dataset=rlm beta=2 ... -- --beta 1.5
 
-Several values of an option, or repetitions, make a sweep. With --check in front only the names of the arguments are
-checked; torch is not needed for that.
+Several values of an option, or repetitions, make a sweep. With a level as `threshold`, the size of the training set is
+sought from which on it is learnt (`RLM_clean.sweep.thresholds`), for each value. With --check in front only the names
+of the arguments are checked; torch is not needed for that.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ def main(words: Sequence[str] | None = None) -> int:
         values = draw_seeds(read_words(words))
         varied = [name for name in _options(values) if is_several(values[name])]
         dry_run = is_on('dry_run', values['dry_run'])
-        if varied or values['repetitions']:
+        if varied or values['repetitions'] or values['threshold']:
             from RLM_clean.sweep.__main__ import main as start_sweep
 
-            return start_sweep(sweep_words(values, varied) + (['--dry-run'] if dry_run else []))
+            line = threshold_words(values, varied) if values['threshold'] else sweep_words(values, varied)
+            return start_sweep(line + (['--dry-run'] if dry_run else []))
         line = run_words(values)
         if dry_run:
             return list_run(line)
@@ -183,6 +185,22 @@ def sweep_words(values: Values, varied: Sequence[str]) -> list[str]:
     return [*words, f'--workers={values["workers"]}', f'--launcher={values["launcher"]}']
 
 
+def threshold_words(values: Values, varied: Sequence[str]) -> list[str]:
+    """The command line of a search for thresholds over the options `varied`.
+
+    What the search itself decides is left out where it has the default: the regime is offline, and the number of steps
+    ends a run. What was changed is there, and is refused or done.
+    """
+    level = values['threshold']
+    if not level.isdecimal() or not int(level):
+        raise ValueError(f'threshold={level} is not a level: use 1 (pairs of tokens) to num_layers, or nothing')
+    left_out = [f'--{name}={DEFAULTS[name]}' for name in ('train_size', 'regime', 'max_epochs')]
+    folder = sweep_name(values, [*varied, 'train_size'], _changes(values, [*varied, 'train_size']))
+    outname = values['outname'] or f'{values["results_dir"]}/threshold_{folder}'
+    words = [word for word in sweep_words({**values, 'outname': outname}, varied) if word not in left_out]
+    return ['threshold', *words, f'--level={level}']
+
+
 def _option_words(values: Values) -> list[str]:
     words = []
     for name in _options(values):
@@ -211,9 +229,13 @@ def _sweep_folder(values: Values, varied: Sequence[str]) -> str:
 
     A sweep that an earlier version began in results_dir under a shorter name keeps that.
     """
-    changes = {name: value for name, value in _shared(values, varied).items() if value != DEFAULTS[name]}
     before = sweep_name(values, varied, {})
-    return before if _is_begun_sweep(values, varied, before) else sweep_name(values, varied, changes)
+    return before if _is_begun_sweep(values, varied, before) else sweep_name(values, varied, _changes(values, varied))
+
+
+def _changes(values: Values, varied: Sequence[str]) -> dict[str, Any]:
+    """What all runs of a sweep share and has another value than the default."""
+    return {name: value for name, value in _shared(values, varied).items() if value != DEFAULTS[name]}
 
 
 def _shared(values: Values, varied: Sequence[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from RLM_clean import main as run_module
 from RLM_clean.command_line import from_arguments
 from RLM_clean.config import Config
 from RLM_clean.sweep import __main__ as sweep_module
-from RLM_clean.sweep import script
+from RLM_clean.sweep import script, threshold_command
 from RLM_clean.sweep.arguments import make_sweep_parser, parse, read_request
 from RLM_clean.sweep.names import run_name
 from RLM_clean.sweep.plan import Plan, make_plan, repetition_seeds
@@ -449,3 +449,43 @@ def test_a_dry_run_refuses_what_cannot_run(
     out, err = capsys.readouterr()
     assert (status, out) == (2, '') and said in err and err.count('\n') == 1
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------- searches for thresholds
+
+
+def test_a_level_asks_for_a_search_for_its_threshold(asked: Asked) -> None:
+    """The size, the regime and the number of passes are the search's own, unless they were changed."""
+    language = {'dataset': 'rhm', 'num_synonyms': 2, 'num_layers': 2, 'num_features': '4 8', 'max_iters': 50}
+    assert asked(**language, threshold=2, repetitions=3) == 8 and asked.sweep is not None
+    assert asked.sweep[0] == 'threshold'
+    args, search = threshold_command.read_words(asked.sweep[1:])
+    assert args.level == search.criterion.level == 2 and search.seeds == 3
+    assert search.points == [{'num_features': 4}, {'num_features': 8}]
+    assert search.options['max_epochs'] > 10**6 and search.options['regime'] == 'offline'
+    assert str(search.folder) == 'results/threshold_rhm_L2_m2_it50_1_over_num_features_train_size'
+    assert asked(**language, threshold=2, max_epochs=20, outname='here') == 8 and asked.sweep is not None
+    search = threshold_command.read_words(asked.sweep[1:])[1]
+    assert search.options['max_epochs'] == 20 and search.seeds == 4 and str(search.folder) == 'here'
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'train_size': 64}, 'train_size is what is sought'),
+        ({'train_size': '64 128'}, 'train_size is what is sought'),
+        ({'regime': 'population'}, 'regime is offline in a search'),
+        ({'launcher': 'slurm'}, 'launcher=slurm is not for thresholds'),
+        ({'num_layers': 1}, 'level=2 is not in a tree of 2 tokens'),
+    ],
+)
+def test_what_a_search_decides_is_refused(asked: Asked, changes: dict[str, object], message: str) -> None:
+    assert asked(**{'num_layers': 2, **changes}, threshold=2) == 8 and asked.sweep is not None
+    with pytest.raises(ValueError, match=message):
+        threshold_command.read_words(asked.sweep[1:])
+
+
+@pytest.mark.parametrize('level', ['0', 'two', '1.5', '-1'])
+def test_a_threshold_that_is_no_level_is_refused(asked: Asked, level: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert asked(threshold=level) == 2 and asked.sweep is None
+    assert f'threshold={level} is not a level: use 1' in capsys.readouterr().err
