@@ -6,15 +6,14 @@ import re
 from typing import Any
 
 import pytest
-
-from tests.helpers import ROOT
+from helpers import ROOT
 
 tomllib = pytest.importorskip('tomllib')
 
 
 def read(name: str) -> dict[str, Any]:
     with (ROOT / name).open('rb') as file:
-        return tomllib.load(file)  # type: ignore[no-any-return]
+        return tomllib.load(file)
 
 
 def test_the_lock_has_the_pinned_versions() -> None:
