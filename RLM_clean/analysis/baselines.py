@@ -10,6 +10,7 @@ in analysis/expectation_maximisation.py). `learning_curve` measures one on train
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import Protocol
 
 import torch
@@ -55,11 +56,11 @@ def learning_curve(grammar: TreeGrammar, reference: Reference, learner: Learner,
 
         baselines.learning_curve(run.rlm, run.reference, baselines.KneserNey(), [100, 1000, 10000])
 
-    Raises ValueError for sizes below 0, a reference of another task than the prediction of the last token, and what the
-    learner refuses.
+    Raises ValueError for sizes that are not whole or below 0, a reference of another task than the prediction of the
+    last token, and what the learner refuses.
     """
     width = _width(grammar, reference, learner)
-    if any(size < 0 for size in sizes):
+    if any(not isinstance(size, Integral) or size < 0 for size in sizes):
         raise ValueError(f'sizes={list(sizes)} are not numbers of sequences: use 0 or more')
     sequences = training_set(grammar, max(sizes, default=0), width)
     records = []

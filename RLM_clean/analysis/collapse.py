@@ -46,8 +46,11 @@ def rescale(curves: Curves, x: Scale, y: Scale) -> dict[Any, tuple[Array, Array]
     """The curves with P over their scale in x, and the loss times their scale in y: {param: (P / X, loss * Y)}.
 
     A scale is `param^x` for a number x, and `x(param)` for a function. Raises ValueError for a scale that is not above
-    0.
+    0, or not known (None).
     """
+    for name, scale in (('x', x), ('y', y)):
+        if scale is None:
+            raise ValueError(f'{name}=None is no scale: give the exponent that `collapse` has found, or a function')
     scaled = {}
     for param, (P, loss) in curves.items():
         X, Y = (math.exp(_log_scale(param, scale, name)) for scale, name in ((x, 'x'), (y, 'y')))

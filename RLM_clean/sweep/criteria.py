@@ -119,6 +119,9 @@ def make_criterion(
 ) -> Criterion:
     """The criterion of a level, or of an excess in nats. Raises ValueError with one sentence for what is none."""
     if callable(criterion):
+        for name, value in (('level', level), ('excess', excess)):
+            if value is not None:
+                raise ValueError(f'{name}={value:g} is not for a criterion that is a function: leave it out')
         return Criterion(getattr(criterion, '__name__', 'own').strip('<>'), 0.5 if fraction is None else fraction,
                          None, criterion)  # fmt: skip
     if criterion not in CRITERIA:

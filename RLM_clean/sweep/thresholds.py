@@ -278,7 +278,7 @@ def threshold(
     saved.
     """
     what = make_criterion(level, criterion, fraction, excess)
-    left_out = EXECUTION | {'outname', 'train_size', 'regime', *(['max_epochs'] if config.max_epochs == 100 else [])}
+    left_out = EXECUTION | {'outname', 'train_size', 'regime'}
     options = {name: value for name, value in config.changes().items() if name not in left_out}
     execution = {name: getattr(config, name) for name in EXECUTION - {'outname', 'resume'}}
     search = make_search(what, start, largest, resolution)

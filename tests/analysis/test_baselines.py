@@ -223,6 +223,9 @@ def test_contexts_of_another_task_are_an_error() -> None:
             baselines.learning_curve(grammar, measures.reference(grammar, objective=objective), Spy(), [1])
     with pytest.raises(ValueError, match=r'sizes=\[1, -1\] are not numbers of sequences: use 0 or more'):
         baselines.learning_curve(grammar, measures.reference(grammar), Spy(), [1, -1])
+    sizes: list[Any] = [2.5]
+    with pytest.raises(ValueError, match=r'sizes=\[2.5\] are not numbers of sequences'):
+        baselines.learning_curve(grammar, measures.reference(grammar), Spy(), sizes)
     two = measures.reference(grammar, context_size=1)
     with pytest.raises(ValueError, match='contexts of 1 of 3 tokens do not fit KnownTree'):
         baselines.learning_curve(grammar, two, baselines.KnownTree(), [1])

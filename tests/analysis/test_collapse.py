@@ -120,6 +120,8 @@ def test_rescaled_curves_lie_on_each_other() -> None:
     P, loss = curves[16]
     assert loss[0] == pytest.approx((1 + (P / 10) ** 1.5) ** -0.5)
     assert curves[8][0] == pytest.approx(np.geomspace(128, 2**16, 10) / 8**A)
+    with pytest.raises(ValueError, match='y=None is no scale: give the exponent'):
+        rescale(planted(0, 1, 0.0, b=B), A, None)
 
 
 def test_the_same_seed_gives_the_same_intervals() -> None:

@@ -96,3 +96,11 @@ def test_names_of_criteria_tell_them_apart() -> None:
     ]  # fmt: skip
     names = [str(criterion) for criterion in made]
     assert names[0] == 'level2' and len(set(names)) == len(names)
+
+
+def test_a_function_has_neither_a_level_nor_an_excess() -> None:
+    assert make_criterion(None, lambda run: 0.1, 0.2).bound == 0.2
+    with pytest.raises(ValueError, match='level=2 is not for a criterion that is a function: leave it out'):
+        make_criterion(2, lambda run: 0.1)
+    with pytest.raises(ValueError, match=r'excess=0\.1 is not for a criterion'):
+        make_criterion(None, lambda run: 0.1, excess=0.1)
