@@ -23,7 +23,7 @@ from RLM_clean.runs.storage import atomic_write
 ROOT = Path(__file__).resolve().parents[1]
 # In the order of docs/results.md; memorisation needs the runs of training_sets.
 NAMES = (
-    'staircase', 'training_sets', 'memorisation', 'architectures', 'root', 'zipf', 'mup', 'denoising_transition',
+    'staircase', 'training_sets', 'memorisation', 'root', 'zipf', 'mup', 'denoising_transition',
     'filtering', 'exponent', 'phase_diagram', 'steering',
 )  # fmt: skip
 
