@@ -1,10 +1,10 @@
 """All published results, one after the other, and a table of what came out. `python -m examples.all`.
 
 Runs every example that trains, each by its own command, and keeps what it prints in results/all/NAME.txt. The table in
-results/all/outcomes.md has for each its command, its time (the sum of all calls), its end, the commit of the code and
-its last numbers. It takes some hours on two cores. After an interruption, the same command continues: an example that
-is done is not run again, and one that was interrupted goes on with its runs. `--quick` tries all commands on small
-models, in minutes.
+results/all/outcomes.md has for each its command, its time (the sum of all calls that ended), its end, the commit of the
+code and its last numbers. It takes some hours on two cores. After an interruption, the same command continues: an
+example that is done is not run again, and one that was interrupted goes on with its runs. `--quick` tries all commands
+on small models, in minutes.
 """
 
 from __future__ import annotations
