@@ -7,12 +7,14 @@ operations. The rows of a grammar are independent of each other, so that a threa
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 Item = TypeVar('Item')
 
@@ -46,6 +48,17 @@ def for_each(items: Iterable[Item], work: Callable[[Item], object], entries: int
                 future.result()
     finally:
         torch.set_num_threads(before)
+
+
+class Scratch(threading.local):
+    """Memory that each thread has for itself, made when it first asks: `tensor`, float64, of unset values.
+
+    A large temporary that is new for every item costs more than the work on it: the system hands out its pages one by
+    one and takes them back.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        self.tensor: Tensor = torch.empty(shape, dtype=torch.float64)
 
 
 def available_cores() -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from RLM_clean.threads import for_each
+from RLM_clean.threads import Scratch, for_each
 
 
 class AliasTable:
@@ -45,19 +45,23 @@ class AliasTable:
         entries = torch.empty(num_rows, n, dtype=torch.int64)
         rows = (pair for block in blocks for pair in zip(block, n / block.sum(1), strict=True))
 
+        scratch = Scratch(2, n)
+
         def fill(item: tuple[Tensor, tuple[Tensor, Tensor]]) -> None:
             columns, (row, factor) = item
-            self._pack(*_share_columns(row * factor), out=columns)
+            weights, deficits = scratch.tensor
+            alias = _share_columns(torch.mul(row, factor, out=weights), deficits)
+            self._pack(weights, alias, out=columns)
 
         # A row at a time: its arrays stay in the processor's cache.
         for_each(zip(entries, rows, strict=True), fill, entries=n)
         self.entries = entries.flatten().to(device)
 
     def _pack(self, threshold: Tensor, alias: Tensor, out: Tensor) -> None:
+        out.copy_(threshold.mul_(2.0**self.threshold_bits).round_())
         # A full column would need one bit more: its alias gets 2^-F of it.
-        scaled = (threshold * 2.0**self.threshold_bits).round_().to(torch.int64)
-        scaled.clamp_(max=(1 << self.threshold_bits) - 1)
-        torch.bitwise_left_shift(scaled, self.alias_bits, out=out)
+        out.clamp_(max=(1 << self.threshold_bits) - 1)
+        out <<= self.alias_bits
         out |= alias
 
     def draw(self, rows: Tensor, words: Tensor) -> Tensor:
@@ -84,23 +88,23 @@ class AliasTable:
         return probability.scatter_add_(1, alias, 1 - threshold) / self.n
 
 
-def _share_columns(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Thresholds in [0, 1] and aliases for one row `weights (n,)` with mean one.
+def _share_columns(weights: Tensor, deficits: Tensor) -> Tensor:
+    """The aliases of one row `weights (n,)` with mean one, which become its thresholds in [0, 1].
 
     A light outcome (weight <= 1) leaves the deficit 1 - w of its column to a heavy one; heavy outcomes, in order, fill
     the deficits of the light ones, in order. With D and E the running sums of deficits and of excesses: heavy j runs
     short at the first light i with D_i >= E_j, the last one that it fills; it keeps 1 + E_j - D_i of its own column and
-    leaves the rest to the next heavy.
+    leaves the rest to the next heavy. `deficits (n,)` is memory for D.
     """
     last = len(weights) - 1
-    deficits = (1 - weights).clamp_(min=0).cumsum(0)
+    torch.neg(weights, out=deficits).add_(1).clamp_(min=0).cumsum_(0)
     heavy = torch.nonzero(weights > 1).squeeze(1)
     if len(heavy) == 0:  # all weights are one, or less by rounding
         heavy = weights.argmax(0, keepdim=True)
     excesses = (weights[heavy] - 1).cumsum(0)
     short = torch.searchsorted(deficits, excesses).clamp_(max=last)
     short[-1] = last  # whatever rounding has left over
-    threshold = weights.index_put((heavy,), (1 + excesses - deficits[short]).clamp_(0, 1))
+    weights[heavy] = (1 + excesses - deficits[short]).clamp_(0, 1)
     alias = heavy.repeat_interleave(short.diff(prepend=short.new_tensor([-1])), output_size=len(weights))
     alias[heavy] = torch.cat((heavy[1:], heavy[-1:]))
-    return threshold, alias
+    return alias

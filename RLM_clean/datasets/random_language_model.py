@@ -6,6 +6,7 @@ E. DeGiuli, Random Language Model, Phys. Rev. Lett. 122, 128301 (2019).
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from RLM_clean.datasets.tree_grammar import TreeGrammar
 from RLM_clean.streams import seeded_generator
-from RLM_clean.threads import LEAST_ENTRIES, for_each
+from RLM_clean.threads import LEAST_ENTRIES, Scratch, for_each
+
+# Groups of 16 numbers that become normal ones at a time: temporaries that stay in the processor's cache.
+_PAIRS_PER_PIECE = 2**11
 
 
 def random_rules(v: int, beta: float, seed_rules: int) -> Tensor:
@@ -28,33 +32,36 @@ def random_rules(v: int, beta: float, seed_rules: int) -> Tensor:
     rules = torch.empty(v, v * v)
     # One thread draws the numbers of all rows in their order, and only what is made of them can be shared.
     shared = v * v >= LEAST_ENTRIES and v * v % 16 == 0
+    numbers, spare = torch.rand if shared else torch.randn, deque[Tensor]()
+    scratch = Scratch(v * v)
 
     def draw(row: Tensor) -> tuple[Tensor, Tensor]:
-        return row, (torch.rand if shared else torch.randn)(v * v, generator=generator, dtype=torch.float64)
+        drawn = spare.pop() if spare else torch.empty(v * v, dtype=torch.float64)
+        return row, numbers(v * v, generator=generator, out=drawn)
 
-    def fill(drawn: tuple[Tensor, Tensor]) -> None:
-        row, numbers = drawn
-        energies = _normal(numbers) if shared else numbers
-        row.copy_(torch.softmax(energies.mul_(scale), 0))
+    def fill(item: tuple[Tensor, Tensor]) -> None:
+        row, energies = item
+        if shared:
+            _make_normal(energies)
+        row.copy_(torch.softmax(energies.mul_(scale), 0, out=scratch.tensor))
+        spare.append(energies)
 
     for_each(map(draw, rules), fill, entries=v * v)
     return rules.view(v, v, v)
 
 
-def _normal(uniform: Tensor) -> Tensor:
-    """The normal numbers that `torch.randn` makes of the same uniform ones `(n,)` float64, n a multiple of 16.
+def _make_normal(uniform: Tensor) -> None:
+    """Makes of uniform numbers `(n,)` float64, in place, the normal ones of `torch.randn`; n is a multiple of 16.
 
     Box and Muller's transform: of 16 numbers, the first eight give radii and the others angles (ATen's normal_fill). In
     torch it runs on the thread that draws the uniform numbers, one number at a time, and takes most of the set-up of a
     large grammar.
     """
-    pairs = uniform.view(-1, 2, 8)
-    radius = (1 - pairs[:, 0]).log_().mul_(-2).sqrt_()
-    angle = pairs[:, 1] * (2 * math.pi)
-    normal = torch.empty_like(pairs)
-    torch.mul(radius, angle.cos(), out=normal[:, 0])
-    torch.mul(radius, angle.sin_(), out=normal[:, 1])
-    return normal.view(-1)
+    for pairs in uniform.view(-1, 2, 8).split(_PAIRS_PER_PIECE):
+        radius = (1 - pairs[:, 0]).log_().mul_(-2).sqrt_()
+        angle = pairs[:, 1] * (2 * math.pi)
+        torch.mul(radius, angle.cos(), out=pairs[:, 0])
+        torch.mul(radius, angle.sin_(), out=pairs[:, 1])
 
 
 class RLM(TreeGrammar):
