@@ -6,7 +6,7 @@ P are sizes `(K,)`, losses `(S, K)` a row a seed, or `(K,)`. Logarithms are natu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,11 @@ _EXPONENTS, _FALLING = np.linspace(-10, 10, 201), np.geomspace(0.01, 10, 61)
 # Relative residuals below this are rounding: such a fit is exact.
 _ROUNDING = 1e-6
 _TINY = 1e-300
+# Over seeds, of losses `(S, K)`.
+_MEANS: dict[str, Callable[[Array], Array]] = {
+    'arithmetic': lambda y: y.mean(0),
+    'geometric': lambda y: np.exp(np.log(y).mean(0)),
+}
 # The index of the bootstrap in the stream 'other'.
 _BOOTSTRAP_INDEX = 20
 
@@ -95,8 +100,12 @@ def fit_power_law(
     level: float = 0.05,
     bootstraps: int = 200,
     seed: int = 0,
+    mean: str = 'arithmetic',
 ) -> PowerLaw:
     """The fit of `loss = floor + A P^-alpha` to the mean over seeds, with 95% intervals: a `PowerLaw`.
+
+    For losses the mean is arithmetic, the loss expected of a seed. `mean='geometric'` is for what varies by factors, as
+    the thresholds of seeds do, which are above 0.
 
     The fit minimises the sum over sizes of the squared *relative* errors: those of `loss - floor` where the floor is
     given, those of the loss where it is fitted too (then 0 or more, and alpha above 0). For each alpha, A and the floor
@@ -114,20 +123,25 @@ def fit_power_law(
     1993). For one seed the relative residuals are resampled instead, scaled by sqrt(K / (K - p)) for K sizes and p
     parameters, with t of K - p degrees of freedom. The interval of A is that of ln A.
 
-    Raises ValueError for fewer sizes than parameters and one more, for a mean loss that is not above the floor, and for
-    an exponent outside -10 to 10, or outside 0.01 to 10 where the floor is fitted.
+    Raises ValueError for fewer sizes than parameters and one more, for a mean loss that is not above the floor, for an
+    exponent outside -10 to 10, or outside 0.01 to 10 where the floor is fitted, and for a mean that is not known.
     """
+    if mean not in _MEANS:
+        raise ValueError(f'mean={mean!r} is not a mean: use {" or ".join(_MEANS)}')
+    average = _MEANS[mean]
     P, y = check_curve(P, loss, least=3 if floor is not None else 4)
-    mean = y.mean(0)
-    if not (mean > (floor or 0)).all():
-        at = P[np.argmin(mean)]
-        raise ValueError(f'loss={mean.min():g} at P={at:g} is not above floor={floor or 0:g}: leave that size out')
-    chosen = _choose_range(P, mean, floor, level) if choose_range else slice(0, len(P))
-    P, y, mean = P[chosen], y[:, chosen], mean[chosen]
-    best = _fit(P, mean, mean, floor)
+    if mean == 'geometric' and not (y > 0).all():
+        raise ValueError(f'loss={y.min():g} has no geometric mean with others: use arithmetic, or leave it out')
+    curve = average(y)
+    if not (curve > (floor or 0)).all():
+        at = P[np.argmin(curve)]
+        raise ValueError(f'loss={curve.min():g} at P={at:g} is not above floor={floor or 0:g}: leave that size out')
+    chosen = _choose_range(P, curve, floor, level) if choose_range else slice(0, len(P))
+    P, y, curve = P[chosen], y[:, chosen], curve[chosen]
+    best = _fit(P, curve, curve, floor)
     _check_exponent(best.exponent, floor)
-    replicas = list(_replicas(y, best, P, bootstraps, bootstrap_generator(seed)))
-    fits = np.array([(f.exponent, f.log_amplitude, f.floor) for f in (_fit(P, r, mean, floor) for r in replicas)])
+    replicas = list(_replicas(y, average, best, P, bootstraps, bootstrap_generator(seed)))
+    fits = np.array([(f.exponent, f.log_amplitude, f.floor) for f in (_fit(P, r, curve, floor) for r in replicas)])
     freedom = len(y) - 1 if len(y) > 1 else len(P) - best.parameters
     around = [
         interval_around(value, float(np.std(column)), freedom, len(y))
@@ -136,7 +150,7 @@ def fit_power_law(
     return PowerLaw(
         best.exponent, around[0], math.exp(best.log_amplitude), _exp(around[1]),
         best.floor, around[2] if floor is None else (floor, floor), (float(P[0]), float(P[-1])),
-        _drift(P, mean, best), 'seeds' if len(y) > 1 else 'residuals',
+        _drift(P, curve, best), 'seeds' if len(y) > 1 else 'residuals',
     )  # fmt: skip
 
 
@@ -228,14 +242,16 @@ def _fit(P: Array, y: Array, scale: Array, floor: float | None) -> _Fit:
     return _Fit(alpha, log_amplitude + alpha * center, base, residuals, weights, 3 if floor is None else 2)
 
 
-def _replicas(y: Array, best: _Fit, P: Array, number: int, generator: np.random.Generator) -> Iterator[Array]:
+def _replicas(
+    y: Array, average: Callable[[Array], Array], best: _Fit, P: Array, number: int, generator: np.random.Generator
+) -> Iterator[Array]:
     """Mean curves `(K,)` as they might have been: of resampled seeds, or of the law with resampled residuals."""
     seeds, sizes = y.shape
-    law = y.mean(0) - best.residuals / best.weights
+    law = average(y) - best.residuals / best.weights
     scale = math.sqrt(sizes / (sizes - best.parameters))
     for _ in range(number):
         if seeds > 1:
-            yield y[generator.integers(seeds, size=seeds)].mean(0)
+            yield average(y[generator.integers(seeds, size=seeds)])
         else:
             yield law + scale * best.residuals[generator.integers(sizes, size=sizes)] / best.weights
 

@@ -96,14 +96,15 @@ def _against(axes: Axes, found: Sequence[tuple[Point, Threshold]], x: str) -> No
 
 
 def _law_of_thresholds(x: Array, line: Sequence[Threshold]) -> PowerLaw | None:
-    """The power law of thresholds in x; None for fewer than three, and where they follow none."""
+    """The power law in x of the geometric means of thresholds; None for fewer than three, or where there is none."""
     from RLM_clean.analysis.scaling import fit_power_law
 
     if len(line) < 3:
         return None
+    per_seed = np.array([threshold.per_seed for threshold in line]).T
     try:
-        return fit_power_law(x, np.array([threshold.per_seed for threshold in line]).T, 0.0, choose_range=False)
-    except ValueError:  # steeper than any law that is looked for
+        return fit_power_law(x, per_seed, 0.0, choose_range=False, mean='geometric')
+    except ValueError:  # steeper than any law that is looked for, or a seed without a threshold
         return None
 
 

@@ -56,6 +56,15 @@ def test_a_growing_law_is_found_where_the_floor_is_given() -> None:
     assert fit.exponent == pytest.approx(-1.5, rel=1e-5) and fit.amplitude == pytest.approx(3, rel=1e-4)
 
 
+def test_geometric_means_follow_the_law_that_seeds_share_up_to_factors() -> None:
+    """Factors whose logarithms sum to zero at each size change the arithmetic means only."""
+    sizes = np.array([8.0, 16, 32, 64])
+    spread = np.array([[0, 0.1, 0.8, 1.5], [0, -0.1, -0.8, -1.5]])
+    thresholds = 3 * sizes**1.5 * np.exp(spread)
+    assert fit_power_law(sizes, thresholds, 0.0, mean='geometric').exponent == pytest.approx(-1.5, rel=1e-5)
+    assert fit_power_law(sizes, thresholds, 0.0).exponent < -1.7
+
+
 def test_the_order_of_the_sizes_does_not_matter() -> None:
     loss = noisy(0, 4, 0.3, 0.05, True)
     order = np.random.default_rng(1).permutation(len(P))
@@ -182,6 +191,13 @@ BAD: list[tuple[Any, Any, float | None, str]] = [
 def test_what_cannot_be_fitted_is_refused(sizes: Any, loss: Any, floor: float | None, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         fit_power_law(sizes, loss, floor)
+
+
+def test_a_mean_that_is_not_known_or_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="mean='median' is not a mean: use arithmetic or geometric"):
+        fit_power_law([1, 2, 4], [2.0, 1.0, 0.5], 0.0, mean='median')
+    with pytest.raises(ValueError, match='loss=0 has no geometric mean'):
+        fit_power_law([1, 2, 4], [[2.0, 1.0, 0.5], [2.0, 0.0, 0.5]], 0.0, mean='geometric')
 
 
 def test_a_loss_without_a_logarithm_has_no_local_exponent() -> None:
