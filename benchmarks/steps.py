@@ -13,6 +13,7 @@ import statistics
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from benchmarks.report import Ratio, Result, Table, quotients
 from RLM_clean.config import Config
 from RLM_clean.datasets import RLM
 from RLM_clean.measures import Language, Reference
+from RLM_clean.models import attention
 from RLM_clean.threads import available_cores
 from RLM_clean.training import machine
 from RLM_clean.training.loop import WINDOW, Trainer
@@ -46,6 +48,8 @@ SIZES |= {
 BOUNDS = {'default': (1.5, None), 'L=3': (2.0, 2.5)}
 BOUNDS |= {name: (1.15, 2.0 if name == 'paper, T=7, d=128' else None) for name in SIZES if name.startswith('paper')}
 WIDTHS = (64, 128, 256, 512)
+# Sequences and heads of the table of attention.
+ATTENTION = {f'T={2**L - 1}, {heads} head{"s" * (heads > 1)}': (L, heads) for L in (3, 4, 5, 6) for heads in (1, 4)}
 
 
 # ---------------------------------------------------------------------- what is timed
@@ -116,9 +120,8 @@ def measure(settings: Settings) -> Result:
     }
     if not settings.quick:
         parts |= {
-            f'precision: {name}': partial(_precisions, name, Config(outname='unused', **options), settings, result)
-            for name, options in sizes.items()
-            if name.startswith('paper')
+            f'attention: {name}': partial(_attention, name, *shape, settings, result)
+            for name, shape in ATTENTION.items()
         }
     rows = {name: part() for name, part in watched(parts)}
 
@@ -126,15 +129,18 @@ def measure(settings: Settings) -> Result:
     note = (
         'The plain way has as many threads as serve it best. "Of the peak" sets the multiplications of the compiled '
         'step beside those of the best large matrix product on the same threads, which makes, in 10^9 float32 '
-        f'operations a second: {rates}.'
+        f'operations a second: {rates}. With dtype=bfloat16 the matrix products have the lower precision.'
     )
     result.tables.append(Table('A step', [rows[name] for name in sizes], note))
     note = 'L=3, depth 1. The last column is what threads=auto takes.'
     result.tables.append(Table('Threads', [row for name, row in rows.items() if name.startswith('threads')], note))
-    precisions = [row for name, row in rows.items() if name.startswith('precision')]
-    if precisions:
-        note = 'Compiled steps. In bfloat16 matrix products alone have the lower precision: see dtype.'
-        result.tables.append(Table('Precision', precisions, note))
+    looks = [row for name, row in rows.items() if name.startswith('attention')]
+    if looks:
+        note = (
+            'Compiled steps of two blocks with d=64 and 64 sequences: with the fused attention of torch, and with its '
+            'products and its softmax one after the other, in float32.'
+        )
+        result.tables.append(Table('Attention', looks, note))
     return result
 
 
@@ -146,6 +152,9 @@ def _size(name: str, config: Config, peaks: dict[int, float], settings: Settings
         'products': Work(products_alone(config), threads=threads),
         **{f'plain, {n}': plain_step(config, n) for n in peaks},
     }
+    paper = name.startswith('paper')
+    if paper:
+        works['bfloat16'] = step(replace(config, compile='on', dtype='bfloat16'), threads)
     times = in_turn(works, settings.repeats, settings.span)
     times['plain'] = min((times[f'plain, {n}'] for n in peaks), key=statistics.median)
     most, least = BOUNDS.get(name, (None, None))
@@ -154,6 +163,13 @@ def _size(name: str, config: Config, peaks: dict[int, float], settings: Settings
         Ratio(f'{name}: plain / compiled', quotients(times['plain'], times['compiled']), at_least=least),
         Ratio(f'{name}: eager / compiled', quotients(times['eager'], times['compiled'])),
     ]
+    if paper:
+        lower = 1.5 if config.embedding_dim == 256 else None
+        result.ratios += [
+            Ratio(f'{name}: compiled / in bfloat16', quotients(times['compiled'], times['bfloat16']), at_least=lower),
+            Ratio(f'{name}: plain / in bfloat16', quotients(times['plain'], times['bfloat16']), at_least=least),
+            Ratio(f'{name}: plain / products', quotients(times['plain'], times['products'])),
+        ]
     ms = {key: 1e3 * statistics.median(values) for key, values in times.items()}
     return {
         'step': name,
@@ -164,6 +180,7 @@ def _size(name: str, config: Config, peaks: dict[int, float], settings: Settings
         'plain (ms)': ms['plain'],
         'eager (ms)': ms['eager'],
         'compiled (ms)': ms['compiled'],
+        'in bfloat16 (ms)': ms.get('bfloat16'),
         'products (ms)': ms['products'],
         'multiplications (10^6)': multiplications(config) / 1e6,
         'of the peak': f'{multiplications(config) / (1e-3 * ms["compiled"] * peaks[threads]):.0%}',
@@ -171,16 +188,21 @@ def _size(name: str, config: Config, peaks: dict[int, float], settings: Settings
     }
 
 
-def _precisions(name: str, config: Config, settings: Settings, result: Result) -> dict[str, Any]:
-    """What the lower precision of the matrix products saves."""
-    threads = default_threads(config)
-    works = {dtype: step(replace(config, compile='on', dtype=dtype), threads) for dtype in ('float32', 'bfloat16')}
+def _attention(name: str, L: int, heads: int, settings: Settings, result: Result) -> dict[str, Any]:
+    """What attention in parts saves, in both precisions."""
+    works = {}
+    options: dict[str, Any] = {'num_features': 32, 'num_layers': L, 'num_heads': heads, 'depth': 2, 'compile': 'on'}
+    for dtype in ('float32', 'bfloat16'):
+        config = Config(outname='unused', dtype=dtype, **options)
+        for way, most in (('fused', 0), ('in parts', 2**L)):
+            with mock.patch.object(attention, 'MOST_IN_PARTS', most):  # read when the step is compiled
+                works[f'{dtype}, {way}'] = step(config, default_threads(config))
     times = in_turn(works, settings.repeats, settings.span)
-    least = 1.5 if config.embedding_dim == 256 else None
-    values = quotients(times['float32'], times['bfloat16'])
-    result.ratios.append(Ratio(f'{name}: float32 / bfloat16', values, at_least=least))
-    ms = {f'{dtype} (ms)': 1e3 * statistics.median(values) for dtype, values in times.items()}
-    return {'step': name, 'threads': threads, **ms}
+    result.ratios += [
+        Ratio(f'{name}, {dtype}: fused / in parts', quotients(times[f'{dtype}, fused'], times[f'{dtype}, in parts']))
+        for dtype in ('float32', 'bfloat16')
+    ]
+    return {'attention': name, **{f'{key} (ms)': 1e3 * statistics.median(values) for key, values in times.items()}}
 
 
 def _threads(config: Config, settings: Settings, result: Result) -> dict[str, Any]:

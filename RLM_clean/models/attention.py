@@ -15,6 +15,9 @@ KeyValues = tuple[Tensor, Tensor]
 
 # The slowest of the rotary angles turns once in about 2 pi times as many tokens.
 _ROTARY_PERIOD = 10_000.0
+# For at most so many tokens, a CPU takes less time for attention in parts (products, softmax, products, all in float32)
+# than for torch's fused attention: see docs/benchmarks.md, "steps".
+MOST_IN_PARTS = 64
 
 
 def rotate(x_BxHxTxd: Tensor, start: int = 0) -> Tensor:
@@ -80,19 +83,27 @@ class Attention(nn.Module):
         q, k, _ = (self._split(y) for y in self.qkv(x_BxTxd).chunk(3, dim=-1))
         if self.rope:
             q, k = rotate(q), rotate(k)
-        scores = q @ k.transpose(2, 3)
-        scores = scores / q.shape[-1] ** 0.5 if self.scale is None else scores * self.scale
-        if self.causal:
-            T = x_BxTxd.shape[1]
-            ahead = torch.ones(T, T, dtype=torch.bool, device=scores.device).triu(1)
+        return self._weights(q, k, self.causal)
+
+    def _weights(self, q_BxHxTxd: Tensor, k_BxHxTxd: Tensor, causal: bool) -> Tensor:
+        scores = q_BxHxTxd @ k_BxHxTxd.transpose(2, 3)
+        scores = scores / q_BxHxTxd.shape[-1] ** 0.5 if self.scale is None else scores * self.scale
+        if causal:
+            ahead = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).triu(1)
             scores = scores.masked_fill(ahead, -torch.inf)
         return scores.softmax(-1)
 
     def _attend(self, q_BxHxTxd: Tensor, k_BxHxTxd: Tensor, v_BxHxTxd: Tensor, causal: bool) -> Tensor:
         # In groups of runs, torch's decomposition of attention mixes precisions under autocast: here there is one.
-        q, k, v = (x.to(v_BxHxTxd.dtype) for x in (q_BxHxTxd, k_BxHxTxd, v_BxHxTxd))
-        with torch.autocast(q.device.type, enabled=False):
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=self.scale)
+        dtype, device = v_BxHxTxd.dtype, v_BxHxTxd.device
+        in_parts = device.type == 'cpu' and k_BxHxTxd.shape[2] <= MOST_IN_PARTS
+        precision = torch.promote_types(dtype, torch.float32) if in_parts else dtype
+        q, k, v = (x.to(precision) for x in (q_BxHxTxd, k_BxHxTxd, v_BxHxTxd))
+        with torch.autocast(device.type, enabled=False):
+            if in_parts:
+                y = (self._weights(q, k, causal) @ v).to(dtype)
+            else:
+                y = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=self.scale)
         return self.proj(y.transpose(1, 2).flatten(2))
 
     def _split(self, x_BxTxd: Tensor) -> Tensor:

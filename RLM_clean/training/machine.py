@@ -158,7 +158,9 @@ def num_activations(config: Config) -> int:
         return sequences * 2**c.depth * (c.num_inputs + 2 * width)
     if c.model == 'gru':
         return sequences * c.context_size * (12 * c.depth * c.embedding_dim + 2 * c.num_features)
-    return sequences * c.context_size * (c.depth * (8 + 3 * c.ffwd_size) * c.embedding_dim + 2 * c.num_features)
+    looks = 2 * c.num_heads * c.context_size  # where the heads look, before and after the softmax
+    of_a_block = (8 + 3 * c.ffwd_size) * c.embedding_dim + looks
+    return sequences * c.context_size * (c.depth * of_a_block + 2 * c.num_features)
 
 
 def memory_of(device: torch.device) -> float:
