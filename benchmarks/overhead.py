@@ -1,7 +1,8 @@
 """What a run does beside its steps: the loop, drawing sequences, evaluations, floors and files; and its memory.
 
 The first table sets a step on a batch that is there already beside a step of the loop, without and with the drawing
-of sequences. The others say where the seconds of a whole run go, by clocks around the functions that spend them.
+of sequences. The second sets a short run from the command line beside the import of torch and its steps, which it
+cannot do without. The others say where the seconds of a whole run go, by clocks around the functions that spend them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import time
 from functools import partial
 from typing import Any
 
+from benchmarks import runs as whole_runs
 from benchmarks.compilation import first_steps
-from benchmarks.measure import Settings, clocked, in_process, in_turn, peak_memory, watched
+from benchmarks.measure import Settings, clocked, in_process, in_turn, peak_memory, run_python, seconds, watched
 from benchmarks.report import Ratio, Result, Table, quotients
 from benchmarks.steps import PAPER, loop, step
 from RLM_clean import init, measures, plots
@@ -64,6 +66,7 @@ def measure(settings: Settings) -> Result:
         rows.append(_loop(Config(outname='unused', compile=mode), settings, result))
 
     parts = {f'loop, compile={mode}': partial(measure_loop, mode) for mode in modes}
+    parts['short run'] = partial(_short_run, settings, result)
     parts |= {name: partial(_parts, name, options, settings, result) for name, options in runs.items()}
     for _, part in watched(parts):
         part()
@@ -83,6 +86,28 @@ def _loop(config: Config, settings: Settings, result: Result) -> dict[str, Any]:
     values = quotients(times['with its sequences'], times['step alone'])
     result.ratios.append(Ratio(f'compile={config.compile}: step of a run / step alone', values))
     return {'compile': config.compile, **{key: 1e3 * statistics.median(times[key]) for key in works}}
+
+
+def _short_run(settings: Settings, result: Result) -> None:
+    """A short run by the command line, beside `import torch` and its steps, each in a process of its own."""
+    steps = 20 if settings.quick else 300
+    times: dict[str, list[float]] = {
+        'the run (s)': [],
+        'import torch (s)': [],
+        'its steps (s)': [],
+        'its picture (s)': [],
+    }
+    for _ in range(settings.repeats):
+        times['the run (s)'].append(whole_runs.whole_run({'max_iters': steps}))
+        times['import torch (s)'].append(seconds(lambda: run_python('-c', 'import torch')))
+        parts = in_process(whole_run, {'max_iters': steps})
+        times['its steps (s)'].append(parts['steps'])
+        times['its picture (s)'].append(parts['picture'])
+    needed = [sum(pair) for pair in zip(times['import torch (s)'], times['its steps (s)'], strict=True)]
+    values = quotients(times['the run (s)'], needed)
+    result.ratios.append(Ratio(f'{steps} default steps: the run / import torch and steps', values, at_most=1.3))
+    row = {'steps': steps, **{key: statistics.median(values) for key, values in times.items()}}
+    result.tables.append(Table('A short run', [row], 'The picture is that of its learning curve, by matplotlib.'))
 
 
 def _parts(name: str, options: dict[str, Any], settings: Settings, result: Result) -> None:

@@ -1,20 +1,23 @@
 """The set-up of a run: seconds and memory for the language with its sampling tables, and for its exact floors.
 
-Each row is measured in a process of its own, which then takes a first 128 steps: the peak memory of a whole run.
+Each row is measured in a process of its own, which then takes a first 128 steps: the peak memory of a whole run. The
+opening of a finished run is that of `load_run`, in a process that has imported torch.
 """
 
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from typing import Any
 
-from benchmarks.measure import Settings, in_process, peak_memory, threads_kept, watched
+from benchmarks.measure import Settings, in_process, peak_memory, seconds, threads_kept, watched
 from benchmarks.report import Ratio, Result, Table
 from RLM_clean import init
 from RLM_clean.config import Config
 from RLM_clean.measures import prepare_language
-from RLM_clean.training import machine
+from RLM_clean.runs import load_run
+from RLM_clean.training import lifecycle, machine
 from RLM_clean.training.loop import WINDOW, make_trainer
 
 
@@ -34,6 +37,17 @@ def make_language(v: int, L: int) -> dict[str, float]:
     return {
         'before': before, 'grammar': drawn - start, 'whole': ready - start, 'memory': memory, 'trained': peak_memory()
     }  # fmt: skip
+
+
+def write_run(outname: str, v: int) -> None:
+    """The files of a run with one level, for a process of its own."""
+    options: dict[str, Any] = {'max_iters': 1, 'test_size': 64, 'compile': 'off', 'device': 'cpu'}
+    lifecycle.train(Config(outname=outname, num_features=v, **options), lambda line: None)
+
+
+def open_run(outname: str) -> float:
+    """Seconds until the run is opened, for a process of its own."""
+    return seconds(lambda: load_run(outname))
 
 
 def measure(settings: Settings) -> Result:
@@ -58,12 +72,17 @@ def measure(settings: Settings) -> Result:
                 'bytes an entry of M': (median['memory'] - median['before']) * 1e9 / v**3 if v >= 128 else None,
             }
         )
-        limits = {(512, 1): (30.0, 4.0), (1024, 1): (None, 16.0)}.get((v, L))
+        limits = {(512, 1): (2.0, 4.0), (1024, 1): (15.0, 16.0)}.get((v, L))
         if limits:
             result.ratios += [
                 Ratio(f'{name}: set-up (s)', [run['whole'] for run in runs], at_most=limits[0]),
                 Ratio(f'{name}: peak memory (GB)', [run['trained'] for run in runs], at_most=limits[1]),
             ]
+    v = 32 if settings.quick else 512
+    with tempfile.TemporaryDirectory() as folder:
+        in_process(write_run, f'{folder}/run', v)
+        opened = [in_process(open_run, f'{folder}/run') for _ in range(min(3, settings.repeats))]
+    result.ratios.append(Ratio(f'v={v}, L=1: opening a finished run (s)', opened, at_most=1.0))
     note = 'Of the memory, torch alone takes a quarter of a GB.'
     result.tables.append(Table('The set-up of a run', rows, note))
     return result

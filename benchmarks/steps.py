@@ -137,8 +137,8 @@ def measure(settings: Settings) -> Result:
     looks = [row for name, row in rows.items() if name.startswith('attention')]
     if looks:
         note = (
-            'Compiled steps of two blocks with d=64 and 64 sequences: with the fused attention of torch, and with its '
-            'products and its softmax one after the other, in float32.'
+            'Compiled steps in bfloat16 of two blocks with d=64 and 64 sequences: with the fused attention of torch, '
+            'and with its products and its softmax one after the other, in float32.'
         )
         result.tables.append(Table('Attention', looks, note))
     return result
@@ -189,20 +189,16 @@ def _size(name: str, config: Config, peaks: dict[int, float], settings: Settings
 
 
 def _attention(name: str, L: int, heads: int, settings: Settings, result: Result) -> dict[str, Any]:
-    """What attention in parts saves, in both precisions."""
+    """What attention in parts saves in bfloat16."""
     works = {}
     options: dict[str, Any] = {'num_features': 32, 'num_layers': L, 'num_heads': heads, 'depth': 2, 'compile': 'on'}
-    for dtype in ('float32', 'bfloat16'):
-        config = Config(outname='unused', dtype=dtype, **options)
-        for way, most in (('fused', 0), ('in parts', 2**L)):
-            with mock.patch.object(attention, 'MOST_IN_PARTS', most):  # read when the step is compiled
-                works[f'{dtype}, {way}'] = step(config, default_threads(config))
+    config = Config(outname='unused', dtype='bfloat16', **options)
+    for way, most in (('fused', 0), ('in parts', 2**L)):
+        with mock.patch.object(attention, 'MOST_IN_PARTS', most):  # read when the step is compiled
+            works[way] = step(config, default_threads(config))
     times = in_turn(works, settings.repeats, settings.span)
-    result.ratios += [
-        Ratio(f'{name}, {dtype}: fused / in parts', quotients(times[f'{dtype}, fused'], times[f'{dtype}, in parts']))
-        for dtype in ('float32', 'bfloat16')
-    ]
-    return {'attention': name, **{f'{key} (ms)': 1e3 * statistics.median(values) for key, values in times.items()}}
+    result.ratios.append(Ratio(f'attention, {name}: fused / in parts', quotients(times['fused'], times['in parts'])))
+    return {'attention': name, **{f'{way} (ms)': 1e3 * statistics.median(values) for way, values in times.items()}}
 
 
 def _threads(config: Config, settings: Settings, result: Result) -> dict[str, Any]:

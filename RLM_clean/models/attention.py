@@ -15,8 +15,9 @@ KeyValues = tuple[Tensor, Tensor]
 
 # The slowest of the rotary angles turns once in about 2 pi times as many tokens.
 _ROTARY_PERIOD = 10_000.0
-# For at most so many tokens, a CPU takes less time for attention in parts (products, softmax, products, all in float32)
-# than for torch's fused attention: see docs/benchmarks.md, "steps".
+# In bfloat16 and for at most so many tokens, a CPU takes a third of the time for attention in parts (products, softmax,
+# products, all in float32) than for torch's fused attention: see docs/benchmarks.md, "steps". In float32 the difference
+# is small, and runs of earlier versions go on to the same bits.
 MOST_IN_PARTS = 64
 
 
@@ -96,9 +97,8 @@ class Attention(nn.Module):
     def _attend(self, q_BxHxTxd: Tensor, k_BxHxTxd: Tensor, v_BxHxTxd: Tensor, causal: bool) -> Tensor:
         # In groups of runs, torch's decomposition of attention mixes precisions under autocast: here there is one.
         dtype, device = v_BxHxTxd.dtype, v_BxHxTxd.device
-        in_parts = device.type == 'cpu' and k_BxHxTxd.shape[2] <= MOST_IN_PARTS
-        precision = torch.promote_types(dtype, torch.float32) if in_parts else dtype
-        q, k, v = (x.to(precision) for x in (q_BxHxTxd, k_BxHxTxd, v_BxHxTxd))
+        in_parts = device.type == 'cpu' and dtype == torch.bfloat16 and k_BxHxTxd.shape[2] <= MOST_IN_PARTS
+        q, k, v = (x.to(torch.float32 if in_parts else dtype) for x in (q_BxHxTxd, k_BxHxTxd, v_BxHxTxd))
         with torch.autocast(device.type, enabled=False):
             if in_parts:
                 y = (self._weights(q, k, causal) @ v).to(dtype)

@@ -28,13 +28,9 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize('in_parts', [True, False])
 @pytest.mark.parametrize('scale', [None, 0.7])
 @pytest.mark.parametrize('causal', [True, False])
-def test_attention_is_the_softmax_of_scaled_products_of_each_head(
-    causal: bool, scale: float | None, in_parts: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention_module, 'MOST_IN_PARTS', MOST_IN_PARTS if in_parts else 0)
+def test_attention_is_the_softmax_of_scaled_products_of_each_head(causal: bool, scale: float | None) -> None:
     layer, x = attention(causal=causal, scale=scale), 3 * normal(3, T, D)
     q, k, v = layer.qkv(x).split(D, dim=-1)
     outputs, weights = [], []
@@ -51,26 +47,37 @@ def test_attention_is_the_softmax_of_scaled_products_of_each_head(
     torch.testing.assert_close(layer.weights(x), torch.stack(weights, 1), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(('tokens', 'in_parts'), [(MOST_IN_PARTS, True), (MOST_IN_PARTS + 1, False)])
-def test_long_sequences_are_left_to_the_fused_attention(
-    tokens: int, in_parts: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ('tokens', 'dtype', 'in_parts'),
+    [
+        (MOST_IN_PARTS, torch.bfloat16, True),
+        (MOST_IN_PARTS + 1, torch.bfloat16, False),
+        (MOST_IN_PARTS, torch.float32, False),
+    ],
+)
+def test_in_bfloat16_short_sequences_are_attended_to_in_parts(
+    tokens: int, dtype: torch.dtype, in_parts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fused = Mock(wraps=torch.nn.functional.scaled_dot_product_attention)
     monkeypatch.setattr(attention_module.F, 'scaled_dot_product_attention', fused)
-    attention()(normal(1, tokens, D))
+    with torch.autocast('cpu', torch.bfloat16, dtype == torch.bfloat16):
+        assert attention().float()(normal(1, tokens, D).float())[0].dtype == dtype
     assert fused.call_count == (0 if in_parts else 1)
 
 
+@pytest.mark.parametrize('causal', [True, False])
+@pytest.mark.parametrize('scale', [None, 0.7])
 @pytest.mark.parametrize('in_parts', [True, False])
-def test_in_bfloat16_attention_keeps_its_precision(in_parts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What leaves it is bfloat16 as the layers' products are, within their rounding of float64."""
+def test_in_bfloat16_attention_is_that_of_float64_up_to_rounding(
+    causal: bool, scale: float | None, in_parts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(attention_module, 'MOST_IN_PARTS', MOST_IN_PARTS if in_parts else 0)
-    layer, x = attention(), normal(3, T, D)
-    expected = layer(x)[0]
+    layer, x = attention(causal=causal, scale=scale), normal(3, T, D)
+    expected = layer(x)[0], layer.last(x)
     with torch.autocast('cpu', torch.bfloat16):
-        found = layer.float()(x.float())[0]
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.double(), expected, rtol=0.03, atol=0.03)
+        found = layer.float()(x.float())[0], layer.last(x.float())
+    for rounded, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(rounded.double(), exact, rtol=0.03, atol=0.03)
 
 
 def test_the_output_is_the_average_of_values_by_the_weights_with_rope_too() -> None:
