@@ -17,19 +17,21 @@ from typing import Any
 
 import torch
 
-from benchmarks import compilation, gpu, inference, overhead, runs, sampler, setup, steps
+from benchmarks import compilation, gpu, inference, overhead, precision, runs, sampler, setup, steps
 from benchmarks.measure import Settings, machine, watched
 from benchmarks.report import Ratio, Result, as_markdown, as_text
 
 # About how many minutes each takes, for the estimate of what is left.
 MINUTES = {
-    'sampler': 1, 'setup': 3, 'steps': 5, 'inference': 2, 'overhead': 4, 'compile': 8, 'runs': 35, 'gpu': 2
+    'sampler': 1, 'setup': 3, 'steps': 12, 'precision': 5, 'inference': 2, 'overhead': 4, 'compile': 8, 'runs': 35,
+    'gpu': 2,
 }  # fmt: skip
 
 BENCHMARKS: dict[str, Callable[[Settings], Result]] = {
     'sampler': sampler.measure,
     'setup': setup.measure,
     'steps': steps.measure,
+    'precision': precision.measure,
     'inference': inference.measure,
     'overhead': overhead.measure,
     'compile': compilation.measure,
