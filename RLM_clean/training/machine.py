@@ -117,6 +117,7 @@ def memory_needs(config: Config) -> list[Need]:
     batch = c.step_size
     ahead = 3 * min(STEPS_AHEAD * batch * sequence, 8 * TOKENS_AHEAD)  # sequences, inputs, and a copy to work on
     positions = c.context_size if tasks.of(c).at_each else 1
+    heights = c.num_layers + 1 if c.bp_records else 0
     growing = {'batch_size': 1, 'accumulation': 1} if c.regime != 'population' else {}  # there they have no effect
     return [
         Need('the rules', entry * init.num_rule_entries(c), {'num_features': 3}),
@@ -125,6 +126,7 @@ def memory_needs(config: Config) -> list[Need]:
         # A training set is drawn again each epoch: only its order is held, with the words that it is sorted by.
         Need('the order of an epoch', 40 * c.train_size if c.regime == 'offline' else 0, {'train_size': 1}),
         Need('the exact posteriors', 8 * min(4096 * c.num_features * positions, 2**24), {'num_features': 1}),
+        Need('the divergences from BP', 8 * 4096 * heights * c.num_features * positions, {'num_features': 1}),
         # Weights, their gradients, the states of the optimizer, and the models kept as the best and as the last.
         Need('the weights', 32 * num_weights(c), {'embedding_dim': 2, 'ffwd_size': 1, 'depth': 1}),
         Need('the activations', 4 * num_activations(c), {**growing, 'depth': 1}),

@@ -54,6 +54,8 @@ def test_what_the_memory_cannot_hold_is_refused_before_it_is_asked_for(monkeypat
         check(regime='offline', train_size=10**8)
     with pytest.raises(ValueError, match=r'accumulation=10000000 .* use at most 1048576'):
         check(accumulation=10**7)
+    with pytest.raises(ValueError, match=r'num_features=32 needs 5 GiB for the divergences from BP'):
+        check(num_features=32, num_layers=9, model='transformer_clm', objective='all', bp_records=True)
     with pytest.raises(ValueError, match=r'embedding_dim=8192 .* for the weights'):
         check(embedding_dim=8192, depth=4)
     with pytest.raises(ValueError, match=r'depth=8 .* for the activations, this machine has 1: use at most'):
