@@ -1,10 +1,10 @@
 """All published results, one after the other, and a table of what came out. `python -m examples.all`.
 
-Runs every example that trains, each by its own command, and keeps what it prints in results/all/NAME.txt. The table in
-results/all/outcomes.md has for each its command, its time (the sum of all calls that ended), its end, the commit of the
-code and its last numbers. It takes some hours on two cores. After an interruption, the same command continues: an
-example that is done is not run again, and one that was interrupted goes on with its runs. `--quick` tries all commands
-on small models, in minutes.
+Runs the examples that take minutes, each by its own command, and keeps what it prints in results/all/NAME.txt. The
+table in results/all/outcomes.md has for each its command, its time (the sum of all calls that ended), its end, the
+commit of the code and its last numbers. It takes some hours on two cores. After an interruption, the same command
+continues: an example that is done is not run again, and one that was interrupted goes on with its runs. `--quick` tries
+all commands on small models, in minutes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from RLM_clean.runs.storage import atomic_write
 ROOT = Path(__file__).resolve().parents[1]
 # In the order of docs/results.md; memorisation needs the runs of training_sets.
 NAMES = (
-    'staircase', 'training_sets', 'memorisation', 'root', 'zipf', 'mup', 'denoising_transition',
+    'staircase', 'training_sets', 'memorisation', 'architectures', 'root', 'zipf', 'mup', 'denoising_transition',
     'filtering', 'exponent', 'phase_diagram', 'steering',
 )  # fmt: skip
 

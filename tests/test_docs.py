@@ -38,6 +38,7 @@ ELSEWHERE = {
     'python -m examples.all': 'test_examples_of_training_sets.py runs it on stand-ins',
     'python -m examples.training_sets': 'test_examples_of_training_sets.py runs its quick form, as of the next one',
     'python -m examples.memorisation': 'the same test',
+    'python -m examples.architectures': 'the same file',
     'python -m examples.zipf': 'the same file',
     'python -m examples.exponent': 'test_example_exponent.py',
     'python -m examples.phase_diagram': 'the same file',

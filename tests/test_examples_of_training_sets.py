@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 
 from examples import all as every
-from examples import memorisation, phase_diagram, training_sets, zipf
+from examples import architectures, memorisation, phase_diagram, training_sets, zipf
 from RLM_clean import sweep
+from RLM_clean.analysis.thresholds import Threshold
+from RLM_clean.plots import panels
 
 
 def test_a_threshold_is_where_the_loss_is_halfway_between_two_floors() -> None:
@@ -78,6 +81,61 @@ def test_the_phase_diagram_has_the_excess_of_each_point(
     loss, nothing, floor = (results[name].reshape(2, 2, 2)[1, 1] for name in ('testloss', 'floor_0', 'entropy'))
     np.testing.assert_allclose(learnt, (nothing - loss) / (nothing - floor), rtol=1e-6)
     assert matplotlib.image.imread('results/phase_diagram_quick/phase_diagram.png').shape[1] > 1000
+
+
+# ---------------------------------------------------------------------- transformers against convolutions
+
+
+def planted(power: float, factor: float, spread: tuple[float, ...] = (0.9, 1.0, 1.1)) -> list[Threshold]:
+    """The thresholds `factor m^power / (1 - m/16)` for m = 2, 3, 4, three seeds each."""
+    rows = [[factor * x * m**power / (1 - m / 16) for x in spread] for m in (2, 3, 4)]
+    means = [float(np.prod(row) ** (1 / len(row))) for row in rows]
+    return [
+        Threshold(mean, (0.8 * mean, 1.25 * mean) if mean else (math.nan, math.nan), mean, tuple(row), {})
+        for mean, row in zip(means, rows, strict=True)
+    ]
+
+
+def test_the_exponents_of_architectures_are_those_of_their_thresholds() -> None:
+    m = np.array([2.0, 3, 4])
+    found = {
+        'transformer': {2: planted(3, 40), 3: planted(5, 30)},
+        'cnn': {2: planted(3, 20), 3: planted(4, 10, (0.0, 1.0, 1.1))},
+    }
+    lines = architectures.table(found, 16, m)
+    assert f'level 3, m = 4: law {16 * 4**5 / 0.75:6.0f}, P* = {found["transformer"][3][2].value:6.0f} (' in lines[5]
+    law = architectures.power_law(found['transformer'][3], 16, m)
+    assert law is not None and law.exponent == pytest.approx(-5)
+    assert law.amplitude == pytest.approx(30 * (0.9 * 1.1) ** (1 / 3))
+    assert 'P* (1 - m/v) ~ m^5.00 (5.00 to 5.00), law m^5' in lines[13]
+    assert lines[15] == 'cnn         level 3: no exponent, for want of thresholds'  # a seed learns from any number
+    factor = (30 / 40) * 4**2
+    assert (
+        f'm = 4: level 3 needs {factor:.1f} ({factor:.1f} to {factor:.1f}) times' in lines[18] and 'law 16' in lines[18]
+    )
+    assert 'needs not known for all seeds' in lines[19] and 'law 2' in lines[19]
+    axes = panels()
+    architectures.panel(found, 3, 16, m, axes)
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert any(f'{30 / 16 * (0.9 * 1.1) ** (1 / 3):.1f} $v' in label for label in labels)
+
+
+@pytest.mark.slow
+def test_the_search_of_architectures_prints_the_thresholds_of_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    architectures.main(['--quick'])
+    printed = capsys.readouterr().out
+    for name in ('transformer', 'cnn'):
+        text = Path(f'results/architectures_quick/{name}/threshold_level2.csv').read_text()
+        rows = list(csv.DictReader(text.splitlines()))
+        assert [row['num_synonyms'] for row in rows] == ['2', '3']
+        for row in rows:
+            (line,) = (x for x in printed.splitlines() if x.startswith(f'{name:11} level 2, m = {row["num_synonyms"]}'))
+            known = row['low'] and math.isfinite(float(row['low']))
+            assert (f'P* = {float(row["threshold"]):6.0f} (' in line) if known else ('not all seeds' in line)
+    assert matplotlib.image.imread('results/architectures_quick/architectures.png').shape[1] > 500
 
 
 # ---------------------------------------------------------------------- all of them
