@@ -60,6 +60,11 @@ def random_words(key: int | Tensor, counters: Tensor) -> Tensor:
     return _xor_shift(z, 31)
 
 
+def uniform(words: Tensor) -> Tensor:
+    """Numbers in [0, 1), float64, of uniform words: multiples of 2^-53."""
+    return ((words >> 11) & (2**53 - 1)).double() * 2.0**-53
+
+
 def _xor_shift(z: Tensor, bits: int) -> Tensor:
     # torch shifts int64 arithmetically: the mask clears the copies of the sign bit.
     shifted = z >> bits

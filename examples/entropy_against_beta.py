@@ -33,7 +33,8 @@ def sequence_entropies(languages: Sequence[RLM], num_samples: int, axes: Axes | 
     a rule for each of the n - 1 nodes, and each token has at most ln v.
     """
     axes = style.own_axes(axes)
-    for v, color in zip(sorted({language.v for language in languages}), style.CYCLE, strict=False):
+    sizes = sorted({language.v for language in languages})
+    for v, color in zip(sizes, style.line_colors(len(sizes)), strict=True):
         betas = sorted({language.beta for language in languages if language.v == v})
         points = []
         for beta in betas:

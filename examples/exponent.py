@@ -204,7 +204,7 @@ def language_panel(found: Statistics, language: Prediction, axes: Axes) -> None:
 @style.styled
 def losses_panel(drawn: dict[int, tuple[Array, Array]], law: PowerLaw, language: Prediction, axes: Axes) -> None:
     """The losses of all windows above H_inf, with the predicted power law through the middle of the fit."""
-    for (x, (sizes, values)), color in zip(drawn.items(), style.CYCLE, strict=False):
+    for (x, (sizes, values)), color in zip(drawn.items(), style.line_colors(len(drawn)), strict=True):
         label = f'n = {x - 1}'
         axes.errorbar(sizes, values.mean(0), values.std(0, ddof=1), fmt='.-', lw=1, color=color, label=label)
     within = np.array(law.range)
@@ -225,7 +225,8 @@ def losses_panel(drawn: dict[int, tuple[Array, Array]], law: PowerLaw, language:
 def collapsed_panel(drawn: dict[int, tuple[Array, Array]], language: Prediction, S: float, axes: Axes) -> None:
     """The same losses in the axes of the theory."""
     gamma, beta = language.entropy.exponent, language.covariance.exponent
-    for (x, (sizes, values)), color in zip(rescale(drawn, 2 * beta, gamma).items(), style.CYCLE, strict=False):
+    rescaled = rescale(drawn, 2 * beta, gamma)
+    for (x, (sizes, values)), color in zip(rescaled.items(), style.line_colors(len(rescaled)), strict=True):
         axes.plot(sizes, values.mean(0), '.-', lw=1, color=color, label=f'n = {x - 1}')
     axes.set_xscale('log')
     axes.set_yscale('log')

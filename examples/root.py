@@ -7,7 +7,7 @@ n_c the number of classes (the symbols that a root can have), m the number of pr
 of the tree. Prints P*, the size of the training set at which the error is 10% of chance, beside n_c m^L, and draws the
 curves against P and against P / (n_c m^L).
 
-The runs are a sweep, which takes ten minutes on two cores; after an interruption, the same command continues. `--quick`
+The runs are a sweep, which takes two minutes on two cores; after an interruption, the same command continues. `--quick`
 trains small networks in seconds.
 """
 

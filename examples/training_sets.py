@@ -94,7 +94,7 @@ def table(results: Results, windows: Sequence[int], sizes: Array) -> list[str]:
 def figure(results: Results, windows: Sequence[int], sizes: Array, axes: Axes) -> None:
     """The best loss of each window against P, means over repetitions with their spread, and the floors."""
     v, m, L = (int(results[name].flat[0]) for name in ('num_features', 'num_synonyms', 'num_layers'))
-    for losses, t, color in zip(results['best_loss'], windows, style.CYCLE, strict=False):
+    for losses, t, color in zip(results['best_loss'], windows, style.line_colors(len(windows)), strict=True):
         label = f'window of {t} token' + ('s' if t > 1 else '')
         axes.errorbar(sizes, losses.mean(1), losses.std(1, ddof=1), fmt='.-', color=color, label=label)
     for k, values in floors(results, windows).items():

@@ -1,7 +1,7 @@
 """The root from rules of unequal frequency: power laws of the error. `python -m examples.zipf`.
 
 Trains hierarchical convolutional networks to classify the root of sequences of the Random Hierarchy Model (v = 16,
-m = 16, L = 2) in which the k-th production of a symbol has probability k^-(1 + a) at the level of the leaves (Zipf's
+m = 16, L = 2) in which the k-th production of a symbol has probability ~ k^-(1 + a) at the level of the leaves (Zipf's
 law), on training sets of P sequences. F. Cagnetta, H. Kang and M. Wyart (ICML 2025, arXiv:2505.07067) predict that the
 test error falls as P^(-a / (1 + a)), since rare rules are learnt late; with equal probabilities it falls all at once.
 Prints the exponent of each a with its 95% interval, and draws the errors. That law needs many rules. Beside it stands
@@ -97,7 +97,7 @@ def table(exponents: Sequence[float], m: int, sizes: Array, errors: Array) -> li
 @style.styled
 def figure(exponents: Sequence[float], m: int, sizes: Array, errors: Array, axes: Axes) -> None:
     """The test errors `(a, P, R)` against P, means and spreads over grammars, with the fits and both laws."""
-    for a, values, color in zip(exponents, errors, style.CYCLE, strict=False):
+    for a, values, color in zip(exponents, errors, style.line_colors(len(exponents)), strict=True):
         label = f'a = {a:g}' if a else 'equal probabilities'
         axes.errorbar(sizes, values.mean(1), values.std(1, ddof=1), fmt='o', ms=4, color=color, label=label)
         found = law(a, sizes, values)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from RLM_clean.streams import STREAMS, random_permutation, random_words, seeded_generator, stream_key
+from RLM_clean.streams import STREAMS, random_permutation, random_words, seeded_generator, stream_key, uniform
 
 ALARM = 1e-10
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -237,6 +237,11 @@ def test_a_seed_that_would_repeat_another_is_refused(seed: int) -> None:
     """torch's generator takes a seed modulo 2^32."""
     with pytest.raises(ValueError, match=f'seed={seed} is out of range: use a whole number from 0 to 2\\^32 - 1'):
         seeded_generator(seed)
+
+
+def test_uniform_numbers_are_the_highest_53_bits_and_below_one() -> None:
+    words = torch.tensor([0, 1 << 11, -1, 2**63 - 1, -(2**63)])
+    assert uniform(words).tolist() == [0.0, 2.0**-53, 1 - 2.0**-53, 0.5 - 2.0**-53, 0.5]
 
 
 def test_every_bit_of_a_seed_counts() -> None:

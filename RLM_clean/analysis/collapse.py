@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from RLM_clean.analysis.scaling import Array, Interval, bootstrap_generator, check_curve, interval_around
+from RLM_clean.analysis.scaling import (
+    Array,
+    Interval,
+    bootstrap_generator,
+    check_bootstraps,
+    check_curve,
+    interval_around,
+)
 
 Curves = Mapping[Any, tuple[Any, Any]]
 # What an axis is rescaled by: param^exponent, the exponent fitted (None) or given, or a function of the parameter.
@@ -105,9 +112,10 @@ def collapse(
     estimate, see `scaling.fit_power_law`, with 2 (S - 1) degrees of freedom, those of the two outermost curves, which
     decide an exponent. For one seed, normal errors of size `error` are added to ln loss instead.
 
-    Raises ValueError for fewer than two curves, losses or scales that are not above 0, one seed without `error`, and
-    where no exponents make the curves overlap.
+    Raises ValueError for fewer than two curves, losses or scales that are not above 0, one seed without `error`, fewer
+    than 2 bootstraps, and where no exponents make the curves overlap.
     """
+    check_bootstraps(bootstraps)
     data = _Data(curves, x, y, error)
     grids = [_GRID[axis] for axis in data.fitted]
     best = _minimise(data, data.mean, grids)

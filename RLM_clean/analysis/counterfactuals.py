@@ -7,7 +7,15 @@ from torch import Tensor
 
 from RLM_clean.datasets import FilteredGrammar, TreeGrammar
 from RLM_clean.exact.inference import node_posteriors
-from RLM_clean.exact.propagation import given_left, in_chunks, normalised, seen_leaves, tree_levels, upward
+from RLM_clean.exact.propagation import (
+    given_left,
+    in_chunks,
+    likelihoods_of,
+    normalised,
+    seen_leaves,
+    tree_levels,
+    upward,
+)
 
 Node = tuple[int, int]
 
@@ -31,7 +39,7 @@ def counterfactual_probs(grammar: TreeGrammar, inputs: Tensor, node: Node, symbo
     prior = grammar.prior.to(inputs.device)
 
     def predict(rows: slice) -> list[Tensor]:
-        messages, _ = upward(levels, seen_leaves(_likelihoods(evidence[rows], grammar.v)))
+        messages, _ = upward(levels, seen_leaves(likelihoods_of(evidence[rows], grammar.v)))
         message, l, i = one_hot[rows], level, place
         while l and i < 2**l - 2:  # up to the left sibling of a node above x_n
             sibling = messages[l].values[i ^ 1]
@@ -71,8 +79,3 @@ def _evidence(grammar: TreeGrammar, inputs: Tensor, node: Node) -> Tensor:
         width = n >> level
         evidence[:, place * width : (place + 1) * width] = -1
     return evidence
-
-
-def _likelihoods(evidence: Tensor, v: int) -> Tensor:
-    one_hot = torch.nn.functional.one_hot(evidence.clamp(min=0), v).double()
-    return one_hot.where(evidence[..., None] >= 0, 1.0)

@@ -20,7 +20,6 @@ downward pass of exact/propagation.py are all of it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,7 +38,7 @@ from RLM_clean.exact.propagation import (
     tree_levels,
     upward,
 )
-from RLM_clean.streams import random_words, stream_key
+from RLM_clean.streams import random_words, stream_key, uniform
 
 # Numbers in the messages of one level of a chunk of sequences: as many as the caches of processors hold.
 _MESSAGE_ENTRIES = 2**17
@@ -228,7 +227,7 @@ def _climb(
     """
     value, once = iterate(rules)
     values, passes = [value], 1
-    while passes < max_iterations:
+    while passes + 3 <= max_iterations:
         value, twice = iterate(once)
         values.append(value)
         if values[-1] - values[-2] <= least:
@@ -261,6 +260,6 @@ def _extrapolated(rules: Tensor, once: Tensor, twice: Tensor) -> Tensor:
 def _random_rules(v: int, number: int, seed: int, start: int) -> Tensor:
     """Rules `(number, v, v, v)` of one start: exponential weights, normalised, are uniform on the simplex."""
     words = random_words(stream_key(seed, 'other', _STARTS_INDEX, start), torch.arange(number * v**3))
-    uniform = (((words >> 11) & (2**53 - 1)).double() + 0.5) * math.ldexp(1, -53)
-    weights = -uniform.log().view(number, v, v * v)
+    positive = uniform(words) + 2.0**-54
+    weights = -positive.log().view(number, v, v * v)
     return (weights / weights.sum(2, keepdim=True)).view(number, v, v, v)

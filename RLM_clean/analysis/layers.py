@@ -81,14 +81,14 @@ def layer_names(model: CLM) -> list[str]:
 def attention_weights(run: Run, model: nn.Module, inputs: Tensor) -> Tensor:
     """Where each head looks: `(depth, N, H, T, T)`, whose `[l, r, h, i, j]` is the weight of token j for query i,
 
-        softmax_j(q_i . k_j / sqrt(d / H)),
+        softmax_j(scale q_i . k_j),  scale = 1 / sqrt(d / H), with mup 8 H / d,
 
     over j <= i in causal models, in which no query looks ahead, and over all j in transformer_bert; rows sum to one.
     `inputs (N, T)` are token indices. A model that predicts x_n alone uses only the last row of its last block. Raises
     ValueError for a model that is not a transformer of the library.
     """
     if not isinstance(model, CLM):
-        raise ValueError(f'model={run.config.model!r} has no known attention: use transformer_mlm or transformer_clm')
+        raise ValueError(f'model={run.config.model!r} has no known attention: use a transformer')
     x, maps = _embedded(run, model, inputs), []
     for block in model.blocks:
         assert isinstance(block, Block)

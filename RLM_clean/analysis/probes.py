@@ -83,7 +83,11 @@ def probe_ancestors(
     'trained' is the model at `step`, by default the last. There are two controls. 'untrained' is the model at step 0,
     which shows what random features contain. 'shuffled' is the trained model with targets that are permuted among the
     contexts of the fit, so that a probe can learn only the marginal of the ancestor, the window k = 0.
+
+    Raises ValueError for a run that does not predict the next token: `probe_nodes` probes it.
     """
+    if run.task.whole:
+        raise ValueError(f'objective={run.config.objective!r} has no x_n to predict: use probe_nodes')
     inputs = _Split(_contexts(run, num_train, 'other'), _contexts(run, num_test, 'test'))
     exact = _Split(*(_posteriors(run, x) for x in inputs))
     scores = _probe(run, step, inputs, exact, -1, l2, seed)
@@ -166,9 +170,11 @@ def probe_nodes(
     there, the prediction can use. With `position='best'` each probe has the position with the smallest divergence on
     the contexts of the fit (so the measure on other contexts is not biased by the choice): it says in which layer a
     symbol is known anywhere, and where, and takes as many times as long as there are tokens. In the last block of a
-    model of x_n alone only the last position is ever read. Networks without positions (fcn, cnn, lcn) are probed whole.
+    model of x_n alone only the last position is ever read. Networks without positions (fcn, cnn, lcn) are probed whole,
+    with the position -1.
 
-    Raises ValueError for a position outside the context, and for models whose layers are not known.
+    Raises ValueError for a position outside the context, for another one than -1 in networks without positions, and for
+    models whose layers are not known.
     """
     if isinstance(position, str) and position != 'best':
         raise ValueError(f"position={position!r} is unknown: use a number, or 'best'")

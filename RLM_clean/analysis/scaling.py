@@ -39,6 +39,12 @@ def bootstrap_generator(seed: int) -> np.random.Generator:
     return np.random.default_rng(stream_key(seed, 'other', _BOOTSTRAP_INDEX) % 2**64)
 
 
+def check_bootstraps(number: int) -> None:
+    """Raises ValueError for a number of bootstraps that has no spread."""
+    if number < 2:
+        raise ValueError(f'bootstraps={number} gives no interval: use 2 or more')
+
+
 def local_exponent(P: ArrayLike, loss: ArrayLike) -> Array:
     """The exponent of the power law through each size, `-d ln loss / d ln P`, in the shape and the order of `loss`.
 
@@ -124,11 +130,13 @@ def fit_power_law(
     parameters, with t of K - p degrees of freedom. The interval of A is that of ln A.
 
     Raises ValueError for fewer sizes than parameters and one more, for a mean loss that is not above the floor, for an
-    exponent outside -10 to 10, or outside 0.01 to 10 where the floor is fitted, and for a mean that is not known.
+    exponent outside -10 to 10, or outside 0.01 to 10 where the floor is fitted, for a mean that is not known, and for
+    fewer than 2 bootstraps.
     """
     if mean not in _MEANS:
         raise ValueError(f'mean={mean!r} is not a mean: use {" or ".join(_MEANS)}')
     average = _MEANS[mean]
+    check_bootstraps(bootstraps)
     P, y = check_curve(P, loss, least=3 if floor is not None else 4)
     if mean == 'geometric' and not (y > 0).all():
         raise ValueError(f'loss={y.min():g} has no geometric mean with others: use arithmetic, or leave it out')

@@ -118,7 +118,7 @@ class Search:
         """The pairs of neighbouring sizes that hold a seed's threshold and are further apart than the resolution."""
         brackets = set()
         for row in values:
-            place = int(np.sum(_decreasing(row) > self.bound))
+            place = int(np.sum(_decreasing(row, self.bound) > self.bound))
             if 0 < place < len(sizes):
                 low, high = sizes[place - 1], sizes[place]
                 if math.log(high / low) > _ROUNDING * math.log(self.resolution) and high - low > 1:
@@ -155,7 +155,7 @@ class Search:
 
     def _crossing(self, sizes: list[int], row: Array) -> tuple[float, float]:
         """Where the values of a seed pass the bound, and the distance in ln P of the sizes around it."""
-        curve = _decreasing(row)
+        curve = _decreasing(row, self.bound)
         place = int(np.sum(curve > self.bound))
         if place == 0:
             return 0.0, 0.0
@@ -180,11 +180,11 @@ def _sorted(measured: Measured) -> tuple[list[int], Array]:
     return sizes, values
 
 
-def _decreasing(row: Array) -> Array:
-    """The closest decreasing curve, in least squares; an infinite value counts as a very large one."""
+def _decreasing(row: Array, bound: float) -> Array:
+    """The closest decreasing curve, in least squares; an infinite value counts as one far above (below) the bound."""
     from scipy import optimize
 
-    largest = 10 * (1 + np.abs(row[np.isfinite(row)]).max(initial=0))
+    largest = 10 * (1 + np.abs(row[np.isfinite(row)]).max(initial=abs(bound)))
     return np.asarray(optimize.isotonic_regression(np.clip(row, -largest, largest), increasing=False).x)
 
 

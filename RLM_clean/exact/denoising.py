@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from RLM_clean.datasets import TreeGrammar
+from RLM_clean.exact.inference import checked_evidence
 from RLM_clean.exact.propagation import (
     Level,
     check_possible,
@@ -39,7 +40,7 @@ from RLM_clean.exact.propagation import (
     sum_product,
     tree_levels,
 )
-from RLM_clean.streams import random_words, stream_key
+from RLM_clean.streams import random_words, stream_key, uniform
 
 # The noise takes its random words from the stream 'noise' under these indices; never change them.
 _WHERE, _WHAT = 10, 11
@@ -77,7 +78,7 @@ def noisy_evidence(leaves: Tensor, v: int, noise: float, kind: str = 'beliefs', 
 
 
 def _uniform(key: int, counters: Tensor) -> Tensor:
-    return ((random_words(key, counters) >> 11) & (2**53 - 1)).double() * 2.0**-53
+    return uniform(random_words(key, counters))
 
 
 class Recovery(NamedTuple):
@@ -100,7 +101,7 @@ def recovery(grammar: TreeGrammar, trees: list[Tensor], evidence: Tensor) -> Rec
     `evidence` is that of `inference.node_posteriors`: likelihoods `(B, n, v)`, or tokens `(B, n)` with -1 for unknown.
     The pairs of height 0 are each leaf with itself. Raises ValueError for evidence of probability zero.
     """
-    evidence = likelihoods_of(evidence, grammar.v)
+    evidence = likelihoods_of(checked_evidence(grammar, evidence, evidence.device)[0], grammar.v)
     levels, prior = tree_levels(grammar, 0, evidence.device), grammar.prior.to(evidence.device)
 
     def survive(rows: slice) -> list[Tensor]:

@@ -32,7 +32,7 @@ from RLM_clean.exact.propagation import (
     tree_levels,
     upward,
 )
-from RLM_clean.streams import random_words, stream_key
+from RLM_clean.streams import random_words, stream_key, uniform
 
 Device = torch.device | str | None
 
@@ -163,7 +163,7 @@ def node_posteriors(grammar: TreeGrammar, evidence: Tensor, device: Device = Non
     `P(what is known of leaf i | x_i = a)` up to a factor, not negative. Raises ValueError for evidence that does not
     fit and for evidence of probability zero.
     """
-    return _node_posteriors(grammar, _evidence(grammar, evidence, device)[0])
+    return _node_posteriors(grammar, checked_evidence(grammar, evidence, device)[0])
 
 
 def leaf_posteriors(grammar: TreeGrammar, evidence: Tensor, device: Device = None) -> Tensor:
@@ -176,7 +176,7 @@ def evidence_log_likelihood(grammar: TreeGrammar, evidence: Tensor, device: Devi
 
     `P(evidence) = sum over sequences of P(x) prod_i e_i[x_i]`, e_i the likelihoods of leaf i, as in `node_posteriors`.
     """
-    known, log_norm = _evidence(grammar, evidence, device)
+    known, log_norm = checked_evidence(grammar, evidence, device)
     if isinstance(grammar, FilteredGrammar):
         return log_norm + filtered_tree.log_likelihood(grammar, known)
     levels, prior = tree_levels(grammar, 0, known.device), grammar.prior.to(known.device)
@@ -196,7 +196,7 @@ def posterior_entropy(grammar: TreeGrammar, evidence: Tensor, device: Device = N
     is the ambiguity of a sequence, whose mean over sequences is `entropies.ambiguity`; given nothing it is
     `entropies.tree_entropy`. One upward pass, about as expensive as `node_posteriors`: see exact/posteriors.py.
     """
-    return posteriors.posterior_entropy(grammar, _evidence(grammar, evidence, device)[0])
+    return posteriors.posterior_entropy(grammar, checked_evidence(grammar, evidence, device)[0])
 
 
 def _node_posteriors(grammar: TreeGrammar, evidence: Tensor) -> list[Tensor]:
@@ -317,9 +317,9 @@ def most_probable_tree(grammar: TreeGrammar, leaves: Tensor, device: Device = No
 
 def _draw(weights: Tensor, keys: Tensor, word: Tensor) -> Tensor:
     """A symbol with probability proportional to its weight, for each row `(R,)`, from that word of the row's stream."""
-    uniform = ((random_words(keys, word) >> 11) & (2**53 - 1)) * 2.0**-53
+    heights = uniform(random_words(keys, word))
     cumulative = weights.cumsum(1)
-    return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    return torch.searchsorted(cumulative, heights[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
 def _tokens(grammar: TreeGrammar, tokens: Tensor, name: str, device: Device) -> Tensor:
@@ -345,7 +345,7 @@ def _tokens(grammar: TreeGrammar, tokens: Tensor, name: str, device: Device) -> 
     return tokens
 
 
-def _evidence(grammar: TreeGrammar, evidence: Tensor, device: Device) -> tuple[Tensor, Tensor]:
+def checked_evidence(grammar: TreeGrammar, evidence: Tensor, device: Device) -> tuple[Tensor, Tensor]:
     """Evidence, checked, as tokens `(B, n)`, -1 for unknown, or likelihoods `(B, n, v)` with sum one; the logarithm of
     the factors that are left out `(B,)`."""
     if evidence.dim() != 3:

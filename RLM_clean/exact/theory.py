@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,6 @@ _STEP = 0.2
 _GAUSSIAN_RANGE = 13.0
 # Where an integrand has fallen by this exponent, it is left out.
 _TAIL = 40.0
-_ENTRIES_PER_CHUNK = 2**22
 
 
 # ---------------------------------------------------------------------- the thermodynamic limit of a rule
@@ -130,17 +130,25 @@ def _rule_integrals(v: int, beta: float) -> tuple[float, float]:
 
 
 def _gaussian_averages(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    """`E_g[1 - e^-u]` and `E_g[u^2 e^-u]` for u = e^(x + sigma g), at each x."""
+    """`E_g[1 - e^-u]` and `E_g[u^2 e^-u]` for u = e^(x + sigma g), at each x of a grid with spacing _STEP."""
     step = _STEP / max(1.0, sigma)
-    g = torch.arange(-_GAUSSIAN_RANGE, _GAUSSIAN_RANGE + step, step, dtype=torch.float64)
+    reach = math.ceil(_GAUSSIAN_RANGE / step)
+    g = step * torch.arange(-reach, reach + 1, dtype=torch.float64)
     weights = torch.softmax(-(g**2) / 2, 0)
-    missing, second = [], []
-    for chunk in x.split(max(1, _ENTRIES_PER_CHUNK // len(g))):
-        # Beyond the clamp e^-u is zero in any case; u^2 must not be infinite.
-        u = (chunk[:, None] + sigma * g).clamp_(max=100).exp_()
-        missing.append(torch.expm1(-u).neg_() @ weights)
-        second.append((u**2 * torch.exp(-u)) @ weights)
-    return torch.cat(missing), torch.cat(second)
+    if sigma < 1:
+        missing, second = _integrands(x[:, None] + sigma * g)
+        return missing @ weights, second @ weights
+    # From one g to the next, x + sigma g moves by one point of the grid: the averages are sums along it.
+    y = x[0] + _STEP * torch.arange(-reach, len(x) + reach, dtype=torch.float64)
+    along = [np.correlate(values.numpy(), weights.numpy(), 'valid') for values in _integrands(y)]
+    return torch.from_numpy(along[0]), torch.from_numpy(along[1])
+
+
+def _integrands(y: Tensor) -> tuple[Tensor, Tensor]:
+    """`1 - e^-u` and `u^2 e^-u` for u = e^y."""
+    # Beyond the clamp e^-u is zero in any case; u^2 must not be infinite.
+    u = y.clamp(max=100).exp()
+    return torch.expm1(-u).neg_(), u**2 * torch.exp(-u)
 
 
 def _check_rule(v: int, beta: float) -> None:

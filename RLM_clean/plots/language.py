@@ -16,7 +16,7 @@ from RLM_clean.analysis import counting
 from RLM_clean.datasets import RHM, RLM, TreeGrammar
 from RLM_clean.exact import correlations, theory
 from RLM_clean.plots.rules import language_name
-from RLM_clean.plots.style import BLACK, BLUE, CYCLE, GREEN, GREY, ORANGE, own_axes, styled
+from RLM_clean.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, line_colors, own_axes, styled
 
 # The distribution of a count is close to normal from this variance on.
 _LEAST_VARIANCE = 20
@@ -160,7 +160,7 @@ def ladder(languages: Sequence[TreeGrammar], num_samples: int = 4096, axes: Axes
     n = max(2**language.L for language in languages)
     for k in exact.entropies.window_ladder(n - 1):
         axes.axvline(k, color=GREY, lw=0.8, ls=':', zorder=1, label='sub-tree complete' if k == 0 else None)
-    for language, color in zip(languages, CYCLE, strict=False):
+    for language, color in zip(languages, line_colors(len(languages)), strict=True):
         floors = exact.entropies.window_entropies(language, range(2**language.L), num_samples)
         values = np.array(list(floors.values()))
         axes.errorbar(list(floors), values[:, 0], values[:, 1], color=color, label=language_name(language))
@@ -196,7 +196,7 @@ def information_decay(languages: Sequence[TreeGrammar], axes: Axes | None = None
     """
     axes = own_axes(axes)
     groups = _alike(languages)
-    for (name, group), color in zip(groups, CYCLE, strict=False):
+    for (name, group), color in zip(groups, line_colors(len(groups)), strict=True):
         heights = np.arange(1, group[0].L + 1)
         values = torch.stack([correlations.mutual_information_by_distance(language) for language in group])
         mean = values.mean(0).numpy()

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from RLM_clean.datasets import RHM, RLM, TreeGrammar
 from RLM_clean.exact import entropies, theory
-from RLM_clean.plots.style import BLACK, CYCLE, GREY, own_axes, panels, shades, styled
+from RLM_clean.plots.style import BLACK, GREY, line_colors, own_axes, panels, shades, styled
 
 # Smaller probabilities have the lowest colour in heat maps.
 _LEAST = 1e-5
@@ -137,7 +137,7 @@ def _against_beta(
 ) -> Axes:
     """Draws a number of each rule against beta: points with errors, and the mean over all grammars by quadrature."""
     sizes = sorted({language.v for language in languages})
-    for v, color in zip(sizes, CYCLE, strict=False):
+    for v, color in zip(sizes, line_colors(len(sizes)), strict=True):
         chosen = [language for language in languages if language.v == v]
         betas = sorted({language.beta for language in chosen})
         values = [torch.cat([measure(one.rules[0]) for one in chosen if one.beta == beta]) for beta in betas]

@@ -251,13 +251,20 @@ def _right_labels(axes: Axes, labels: Sequence[tuple[float, str, Any]]) -> None:
 
 
 def draw_excess(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Draws the excess of runs into axes that hold no other one, without a legend."""
+    """Draws the excess of runs into axes that hold no other one, without a legend.
+
+    The axes are logarithmic, unless no run has an excess above zero.
+    """
     unnamed = len(curves) == 1 and not curves[0].label
+    if not any(_positive(curve.dynamics) for curve in curves):
+        for curve in curves:
+            axes.plot([r['t'] for r in curve.dynamics], [r['excess'] for r in curve.dynamics], marker='.', color=GREEN)
     for curve in curves if unnamed else _named(curves):
         later = _positive(curve.dynamics)
         color = curve.color or GREEN
         label = None if unnamed else curve.label
-        axes.loglog([r['t'] for r in later], [r['excess'] for r in later], color=color, marker='.', label=label)
+        draw = axes.loglog if later else axes.plot  # logarithmic axes without points cannot be saved
+        draw([r['t'] for r in later], [r['excess'] for r in later], color=color, marker='.', label=label)
         if len(curves) == 1 and later:
             _end_label(axes, later, color)
     axes.set_xlabel('step')

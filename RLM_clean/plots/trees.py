@@ -18,7 +18,7 @@ from torch import Tensor
 from RLM_clean.datasets import TreeGrammar
 from RLM_clean.exact.inference import ancestor_posteriors
 from RLM_clean.plots.rules import language_name
-from RLM_clean.plots.style import BLUE, CYCLE, GREY, own_axes, styled
+from RLM_clean.plots.style import BLUE, GREY, line_colors, own_axes, styled
 
 # Nodes and their labels are drawn smaller in trees with more leaves.
 _LEAVES_AT_FULL_SIZE = 8
@@ -115,7 +115,7 @@ def ambiguity_by_level(languages: Sequence[TreeGrammar], num_samples: int = 512,
     bars are standard errors over sequences. It is zero if every sequence determines the symbols of the level.
     """
     axes = own_axes(axes)
-    for language, color in zip(languages, CYCLE, strict=False):
+    for language, color in zip(languages, line_colors(len(languages)), strict=True):
         posteriors = ancestor_posteriors(language, language.sequences(0, num_samples, 'floors'))[:-1]
         means = [torch.special.entr(posterior).sum(-1).mean(1) for posterior in posteriors]
         values = [mean.mean().item() for mean in means]

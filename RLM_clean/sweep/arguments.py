@@ -106,7 +106,8 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.N
         raise ValueError(f'{unknown[0]!r} is not an option: {remedy}')
     given = {name: value for name in DEFAULTS if (value := getattr(args, name)) is not _ABSENT}
     for name in given:
-        if flags.count(name) + flags.count(f'no-{name}') > 1:
+        alias = 'seed_samples' if name == 'seed_sample' else f'no-{name}'
+        if flags.count(name) + flags.count(alias) > 1:
             raise ValueError(f'{name} is given twice: give it once, or its values as --grid {name}=...')
     return args, given
 

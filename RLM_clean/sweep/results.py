@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from RLM_clean.config import similar
+from RLM_clean.config import DEFAULTS, similar
 from RLM_clean.runs import contents
 from RLM_clean.runs.columns import flat
 from RLM_clean.runs.files import Record, RunFiles
@@ -93,7 +93,7 @@ def read_result(run: PlannedRun, folder: Path) -> Result:
         return Result(run, state(run, folder).status)
     name = run.config.first_difference(result.options)
     if name is not None:
-        value, stored = getattr(run.config, name), result.options[name]
+        value, stored = getattr(run.config, name), result.options.get(name, DEFAULTS[name])
         raise ValueError(f'{name}={stored!r} of {run.config.outname} is {value!r} in its sweep: move that run away')
     return result
 

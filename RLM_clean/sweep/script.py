@@ -48,6 +48,11 @@ def main(words: Sequence[str] | None = None) -> int:
 
             line = threshold_words(values, varied) if values['threshold'] else sweep_words(values, varied)
             return start_sweep(line + (['--dry-run'] if dry_run else []))
+        if values['launcher'] != 'local':
+            raise ValueError(
+                f'launcher={values["launcher"]} is for sweeps, and this is one run: give several values of an option, '
+                'or repetitions, or use launcher=local'
+            )
         line = run_words(values)
         if dry_run:
             return list_run(line)

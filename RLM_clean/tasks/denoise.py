@@ -16,7 +16,7 @@ from RLM_clean.datasets import TreeGrammar
 from RLM_clean.exact.correlations import leaf_marginals
 from RLM_clean.exact.entropies import Estimate
 from RLM_clean.exact.subtrees import subtree_posteriors
-from RLM_clean.streams import STREAMS, random_words, stream_key
+from RLM_clean.streams import STREAMS, random_words, stream_key, uniform
 from RLM_clean.tasks.task import (
     Batches,
     Contexts,
@@ -63,14 +63,14 @@ class Denoise(Task):
         rows = torch.arange(first, first + len(leaves), device=device)[:, None]
         counters = rows * n + torch.arange(n, device=device)
 
-        def uniform(index: int, counters: Tensor) -> Tensor:
+        def drawn(index: int, counters: Tensor) -> Tensor:
             words = random_words(stream_key(seed, 'noise', STREAMS[stream], index), counters)
-            return ((words >> 11) & (2**53 - 1)).double() * 2.0**-53
+            return uniform(words)
 
         levels = torch.tensor(self.noises, dtype=torch.float64, device=device)
-        noise = levels[(uniform(0, rows) * len(levels)).long()]
-        replaced = uniform(1, counters) < noise
-        return leaves.where(~replaced, (uniform(2, counters) * grammar.v).long())
+        noise = levels[(drawn(0, rows) * len(levels)).long()]
+        replaced = drawn(1, counters) < noise
+        return leaves.where(~replaced, (drawn(2, counters) * grammar.v).long())
 
     def contexts(
         self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096, seed: int | None = None

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from RLM_clean import init, measures, tasks
-from RLM_clean.config import LENGTH, Config, format_value
+from RLM_clean.config import DEFAULTS, LENGTH, Config, format_value
 from RLM_clean.measures import Language
 from RLM_clean.runs.files import Record, RunFiles
 from RLM_clean.runs.storage import save
@@ -90,7 +90,7 @@ def claim(config: Config, say: Say = say) -> Iterator[ActiveRun]:
         stack.enter_context(machine.prepared(chosen, config.deterministic))
         if begun:
             stack.enter_context(files.claim())
-        run = ActiveRun(config, files, chosen, stored, stack, say)
+        run = ActiveRun(config, files, chosen, stored, begun, stack, say)
         if stored is not None and files.final.exists():
             run.complete = _read_complete(config, files)
         if run.complete is not None:
@@ -98,7 +98,9 @@ def claim(config: Config, say: Say = say) -> Iterator[ActiveRun]:
             return
         run.checkpoint = _find_checkpoint(config, files, stored, say)
         _make_folder(config, files)
-        _clear(config, files, say)
+        for leftover in files.leftovers():
+            leftover.unlink()
+            say(f'{leftover} was left by a killed process and is removed')
         run.interruption = stack.enter_context(Interruption(at_once=True))
         with suppress(StopRequested):
             yield run
@@ -111,6 +113,7 @@ class ActiveRun:
     Attributes:
         machine: where and how it is computed.
         stored: the content of its _config.pt; None for a run that begins.
+        held: whether it had files before, so that this process holds its lock from the start.
         checkpoint: the content of the checkpoint that it goes on from; None for a run that begins at step 0.
         complete: the outcome of a run that is already at its end.
         interruption: the signals that ask it to stop.
@@ -120,6 +123,7 @@ class ActiveRun:
     files: RunFiles
     machine: Machine
     stored: dict[str, Any] | None
+    held: bool
     stack: ExitStack
     say: Say
     checkpoint: dict[str, Any] | None = None
@@ -162,12 +166,19 @@ class ActiveRun:
         self.say(f'going on from step {trainer.step}')
 
     def begin(self, language: Language, chosen: Machine) -> None:
-        """Writes the _config.pt of a run that begins, or that becomes longer, and holds its lock."""
+        """Writes the _config.pt of a run that begins, or that becomes longer, and holds its lock.
+
+        With resume=restart it removes the files of the run before, which were good until here.
+        """
         self.machine = chosen
         longer = self.stored is not None and any(self.stored['config'][n] != getattr(self.config, n) for n in LENGTH)
         if self.stored is not None and not longer:
             return
         content = {'config': self.config.to_dict(), 'machine': chosen.to_dict(), 'rules': language.rules()}
+        if self.config.resume == 'restart':
+            if not self.held and self.files.config.exists():
+                raise self.files.busy()
+            self.files.remove()
         try:
             save({**content, **language.losses()}, self.files.config, new=not longer)
         except FileExistsError:  # another process has begun the same run in the meantime
@@ -188,9 +199,10 @@ class ActiveRun:
         return outcome(trainer, 'interrupted')
 
     def finish(self, trainer: Trainer) -> Outcome:
-        """Writes the picture and the final file of a run, and removes what only resuming needed."""
-        from RLM_clean.plots import save_learning_curve  # slow to import, and not needed before
+        """Writes the picture and the final file of a run, and removes what only resuming needed.
 
+        A picture that cannot be drawn is a line, not an error.
+        """
         output = {
             **trainer.language.losses(),
             'dynamics': trainer.dynamics,
@@ -200,7 +212,14 @@ class ActiveRun:
             'machine': self.machine.to_dict(),
         }
         content = {'config': self.config.to_dict(), 'output': output, 'model': trainer.weights(), 'best': trainer.best}
-        save_learning_curve(trainer.dynamics, trainer.language, self.config, self.files.picture)
+        try:
+            from RLM_clean.plots import save_learning_curve  # slow to import, and not needed before
+
+            save_learning_curve(trainer.dynamics, trainer.language, self.config, self.files.picture)
+        except OSError:  # the device is full: so it is for the final file
+            raise
+        except Exception as error:  # of matplotlib, or of its absence
+            self.say(f'{self.files.picture} cannot be drawn ({error}): the run is complete without it')
         save(content, self.files.final)
         _remove_surplus(self.config, self.files)
         return outcome(trainer, 'stopped early' if trainer.stopped_early else 'done')
@@ -259,8 +278,9 @@ def _read_stored(config: Config, files: RunFiles) -> dict[str, Any]:
     stored = files.load_config()
     name = config.first_difference(stored['config'])
     if name is not None:
+        before = stored['config'].get(name, DEFAULTS[name])
         raise ValueError(
-            f'{name}={getattr(config, name)!r} differs from {stored["config"][name]!r} in {files.config}: '
+            f'{name}={getattr(config, name)!r} differs from {before!r} in {files.config}: '
             'use that, another outname, or resume=restart'
         )
     return stored
@@ -298,15 +318,6 @@ def _no_folder(config: Config, error: OSError) -> ValueError:
     return ValueError(
         f'outname={config.outname!r} is in a folder that cannot be written ({error.strerror}): use another'
     )
-
-
-def _clear(config: Config, files: RunFiles, say: Say) -> None:
-    """Removes what a killed process left behind, and with resume=restart every file of the run."""
-    if config.resume == 'restart':
-        files.remove()
-    for leftover in files.leftovers():
-        leftover.unlink()
-        say(f'{leftover} was left by a killed process and is removed')
 
 
 def _remove_surplus(config: Config, files: RunFiles) -> None:

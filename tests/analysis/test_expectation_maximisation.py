@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from brute_force import all_trees, joint, last_given, occurring
@@ -9,7 +11,7 @@ from random_grammars import exhaustive, random_grammar
 from torch import Tensor
 
 from RLM_clean import measures
-from RLM_clean.analysis import baselines
+from RLM_clean.analysis import baselines, expectation_maximisation
 from RLM_clean.analysis.expectation_maximisation import FittedRules, KnownTree, expected_counts, fit_rules
 from RLM_clean.analysis.relabelling import match_symbols, rule_distances
 from RLM_clean.datasets import RHM, RLM, TreeGrammar
@@ -102,6 +104,14 @@ def test_a_start_is_a_function_of_the_seed_and_its_number_alone() -> None:
 
     assert starts(3, seed=1)[:2] == starts(2, seed=1)
     assert starts(2, seed=1)[0] != starts(2, seed=1)[1] and starts(1, seed=1) != starts(1, seed=2)
+
+
+@pytest.mark.parametrize('most', range(1, 12))
+def test_a_start_makes_no_more_passes_than_it_may(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = Mock(wraps=expectation_maximisation.expected_counts)
+    monkeypatch.setattr(expectation_maximisation, 'expected_counts', passes)
+    fit_rules(RLM(3, 2, seed_rules=1).sequences(0, 50), 3, starts=1, max_iterations=most, tolerance=0)
+    assert 1 <= passes.call_count <= most
 
 
 # ---------------------------------------------------------------------- the rules

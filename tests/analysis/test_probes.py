@@ -232,6 +232,13 @@ def test_evidence_marks_what_is_not_seen() -> None:
     assert node_evidence(run, torch.tensor([[2, 1]])).tolist() == [[-1, 2, 1, -1]]
 
 
+@pytest.mark.parametrize('task', ['root', 'masked', 'denoise'])
+def test_ancestors_of_x_n_are_those_of_a_model_of_the_next_token(task: str) -> None:
+    run = run_of(RLM(v=4, L=2), objective=task, model='transformer_bert', num_heads=2)
+    with pytest.raises(ValueError, match=f'objective={task!r} has no x_n to predict: use probe_nodes'):
+        probe_ancestors(run)
+
+
 def test_positions_that_there_are_not_are_an_error_with_a_remedy() -> None:
     run = run_of(RLM(v=4, L=2, beta=2.0))
     with pytest.raises(ValueError, match="position='mean' is unknown: use a number, or 'best'"):

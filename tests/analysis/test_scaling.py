@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from RLM_clean.analysis.collapse import collapse
 from RLM_clean.analysis.scaling import fit_power_law, local_exponent
 
 Array = NDArray[np.float64]
@@ -198,6 +199,14 @@ def test_a_mean_that_is_not_known_or_does_not_exist_is_refused() -> None:
         fit_power_law([1, 2, 4], [2.0, 1.0, 0.5], 0.0, mean='median')
     with pytest.raises(ValueError, match='loss=0 has no geometric mean'):
         fit_power_law([1, 2, 4], [[2.0, 1.0, 0.5], [2.0, 0.0, 0.5]], 0.0, mean='geometric')
+
+
+@pytest.mark.parametrize('number', [0, 1])
+def test_a_bootstrap_without_a_spread_is_refused(number: int) -> None:
+    with pytest.raises(ValueError, match=f'bootstraps={number} gives no interval: use 2 or more'):
+        fit_power_law([1, 2, 4], [2.0, 1.0, 0.5], 0.0, bootstraps=number)
+    with pytest.raises(ValueError, match=f'bootstraps={number} gives no interval: use 2 or more'):
+        collapse({1: (P, P**-0.5), 2: (P, 2 * P**-0.5)}, error=0.01, bootstraps=number)
 
 
 def test_a_loss_without_a_logarithm_has_no_local_exponent() -> None:

@@ -149,6 +149,13 @@ def test_seeds_that_never_learn_leave_a_median() -> None:
     assert threshold.value == math.inf and 512 < threshold.median < 600
 
 
+def test_an_infinite_value_is_above_any_bound() -> None:
+    search = Search(bound=50.0, start=1)
+    measured = {1: (math.inf,), 2: (math.inf,), 4: (3.0,)}
+    assert 2 <= search.threshold(measured).value <= 4
+    assert search.next_size({2: (math.inf,), 4: (3.0,)}) == 3
+
+
 def test_values_that_are_not_monotone_move_the_threshold_neither_up_nor_down() -> None:
     """0.6 and 0.4 in the wrong order pass 0.5 where their mean does; the last or the first crossing would not."""
     search = Search(0.5, start=100, resolution=4)

@@ -171,6 +171,16 @@ def test_noise_that_is_none_and_impossible_evidence_are_refused() -> None:
         recovery(rhm, rhm.trees(0, 2), torch.tensor([used[0], list(unused)]))
 
 
+def test_evidence_is_checked_and_taken_in_any_precision() -> None:
+    rlm = RLM(4, 2, seed_rules=1)
+    trees = rlm.trees(0, 3)
+    evidence = noisy_evidence(trees[-1], 4, 0.5, seed=1)
+    for found, expected in zip(recovery(rlm, trees, evidence.float()), recovery(rlm, trees, evidence), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match='token 4 in evidence is not a symbol of the grammar: use -1 to 3'):
+        recovery(rlm, trees, torch.full((3, 4), 4))
+
+
 def _pairs_of_heights(n: int) -> list[list[tuple[int, int]]]:
     """The pairs of n leaves by the height of their lowest common ancestor; at height 0 each leaf with itself."""
     heights: list[list[tuple[int, int]]] = [[(i, i) for i in range(n)], *([] for _ in range(n.bit_length() - 1))]

@@ -197,6 +197,15 @@ def test_the_excess_is_on_log_axes_without_step_0_and_names_its_end() -> None:
     assert [text.get_text() for text in axes.texts] == [f'{DYNAMICS[-1]["excess"]:.2g}']
 
 
+@pytest.mark.parametrize('draw', [plots.ladder, plots.information_decay, plots.ambiguity_by_level])
+def test_every_language_has_a_line_however_many_there_are(draw: Callable[..., Axes]) -> None:
+    betas = np.linspace(0.5, 4.5, 9)
+    axes = draw([RLM(v=4, L=2, beta=float(beta)) for beta in betas])
+    names = ' '.join(legend_texts(axes))
+    assert all(f'{beta:g}' in names for beta in betas)
+    assert len({to_hex(bars[0].get_color()) for bars in axes.containers}) == 9
+
+
 def test_the_picture_of_a_run_has_its_learning_curve_and_its_excess(tmp_path: Path) -> None:
     path = tmp_path / 'run.png'
     before = parameters()

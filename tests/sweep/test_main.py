@@ -62,6 +62,7 @@ BAD_WORDS: list[tuple[list[str], str]] = [
     (['--grid', 'depth=1,2', '--depth=3'], 'depth=3 clashes with the values 1,2 of the grid: leave one out'),
     (['--grid', 'beta=1,2', '--depth=3', '--depth=4'], 'depth is given twice: give it once'),
     (['--grid', 'beta=1,2', '--tie_weights', '--no-tie_weights'], 'tie_weights is given twice'),
+    (['--grid', 'beta=1,2', '--seed_sample=1', '--seed_samples=2'], 'seed_sample is given twice'),
     (['--grid', 'beta=1,2', '--grid', 'beta=3'], 'beta is varied twice'),
     (['--zip', 'beta=1,2', 'lr=1,2,3'], '2 of beta, 3 of lr'),
     (['--grid', 'beta=1,2', '--repetitions=0'], '0 is out of range: use a whole number, 1 or more'),

@@ -434,6 +434,7 @@ def test_a_dry_run_says_of_a_run_that_has_been_trained_what_the_command_would_do
         ({'beta': '1 -2'}, 'beta=-2.0 is out of range'),
         ({'beta': '1 2', 'repetitions': 0}, '0 is out of range'),
         ({'device': 'cpu cuda'}, 'device cannot vary within a sweep'),
+        ({'launcher': 'slurm'}, 'launcher=slurm is for sweeps, and this is one run'),
     ],
 )
 def test_a_dry_run_refuses_what_cannot_run(

@@ -226,6 +226,57 @@ def test_restart_begins_again_and_leaves_nothing_of_the_run_before(tmp_path: Pat
     assert all(torch.equal(new['.pt']['model'][name], x) for name, x in old['.pt']['model'].items())
 
 
+def test_a_restart_that_cannot_be_set_up_leaves_the_run_before_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether its step cannot be compiled, or a signal comes while its floors are computed."""
+    train(tiny(tmp_path / 'run', max_iters=6))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    again = tiny(tmp_path / 'run', max_iters=6, seed_model=5, resume='restart')
+    with monkeypatch.context() as patched:
+        patched.setattr(lifecycle, 'make_trainer', mock.Mock(side_effect=ValueError("compile='on' fails")))
+        with pytest.raises(ValueError, match="compile='on' fails"):
+            train(again)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    def stop(line: str) -> None:
+        if line.startswith('best loss'):
+            signal.raise_signal(signal.SIGTERM)
+
+    assert train(again, stop).status == 'interrupted'
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert train(again).status == 'done' and load_run(again.outname).config.seed_model == 5
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_line_and_the_run_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, said = tiny(tmp_path / 'run', max_iters=4), list[str]()
+    monkeypatch.setattr('RLM_clean.plots.save_learning_curve', mock.Mock(side_effect=ValueError('no font')))
+    assert lifecycle.train(config, said.append).status == 'done'
+    assert said[-1] == f'{tmp_path / "run.png"} cannot be drawn (no font): the run is complete without it'
+    assert load_run(config.outname).done and not (tmp_path / 'run.png').exists()
+
+
+def test_a_run_with_no_excess_above_zero_is_drawn(tmp_path: Path) -> None:
+    config = tiny(tmp_path / 'run', num_features=4, objective='root', num_classes=1, max_iters=4)
+    said = list[str]()
+    assert lifecycle.train(config, said.append).status == 'done'
+    assert all(record['excess'] <= 0 for record in load_run(config.outname).dynamics)
+    assert (tmp_path / 'run.png').exists() and not any('cannot be drawn' in line for line in said)
+
+
+def test_an_option_that_an_older_file_lacks_is_named_with_its_default(tmp_path: Path) -> None:
+    config = tiny(tmp_path / 'run', max_iters=4)
+    train(config)
+    files = RunFiles(config.outname)
+    stored = load(files.config)
+    del stored['config']['filtered']
+    torch.save(stored, files.config)
+    with pytest.raises(ValueError, match=r'filtered=1 differs from -1 in .*run_config\.pt'):
+        train(tiny(tmp_path / 'run', max_iters=4, filtered=1))
+
+
 # ---------------------------------------------------------------------- processes
 
 
