@@ -262,12 +262,13 @@ def write_tables(results: Results) -> list[Path]:
     levels = dict.fromkeys(name for row in records for name in row if name.startswith('bp_'))
     columns = ['run', *varied, 'repetition', 't', *RECORDED, 'learning_rate', *levels]
     paths = [folder / 'runs.csv', folder / 'dynamics.csv']
-    _write_csv(paths[0], rows, tables.run_columns(rows))
-    _write_csv(paths[1], records, columns)
+    write_csv(paths[0], rows, tables.run_columns(rows))
+    write_csv(paths[1], records, columns)
     return paths
 
 
-def _write_csv(path: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
+def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Writes rows as a table with these columns, atomically; what a row lacks is empty."""
     text = io.StringIO(newline='')
     writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')
     writer.writeheader()

@@ -6,19 +6,17 @@ Its words are those of a sweep, and what is sought. It writes a table and a figu
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from RLM_clean.config import format_value
-from RLM_clean.runs.storage import atomic_write
 from RLM_clean.sweep import local
 from RLM_clean.sweep.arguments import make_sweep_parser, number, parse, positive, read_request, read_resources
 from RLM_clean.sweep.criteria import CRITERIA, Criterion, make_criterion
 from RLM_clean.sweep.plan import SEEDS, plan_file
+from RLM_clean.sweep.results import write_csv
 from RLM_clean.sweep.states import forget_failure, pending
 from RLM_clean.sweep.thresholds import Found, ThresholdSweep, make_search
 from RLM_clean.training import machine
@@ -151,13 +149,15 @@ def write(sweep: ThresholdSweep, found: Sequence[Found]) -> list[Path]:
 
     name = f'threshold_{sweep.criterion}'
     paths = [plan_file(sweep.folder).with_name(f'{name}{ending}') for ending in ('.csv', '_values.csv', '.png')]
-    _write_csv(paths[0], [_row(row, sweep.criterion) for row in found])
-    _write_csv(paths[1], [
+    rows = [_row(row, sweep.criterion) for row in found]
+    write_csv(paths[0], rows, _columns(rows))
+    rows = [
         {**row.point, 'train_size': P, 'repetition': r, 'value': value}
         for row in found if row.threshold
         for P, values in row.threshold.measured.items()
         for r, value in enumerate(values, start=1)
-    ])  # fmt: skip
+    ]  # fmt: skip
+    write_csv(paths[1], rows, _columns(rows))
     drawn = [(row.point, row.threshold) for row in found if row.threshold is not None]
     if not drawn:
         return paths[:2]
@@ -176,12 +176,7 @@ def _row(row: Found, criterion: Criterion) -> dict[str, Any]:
     return {**head, 'threshold': t.value, 'low': low, 'high': high, 'median': t.median, **seeds, 'why': _remark(row)}
 
 
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The names in the rows, in their order; `why` last, also where a language without a threshold comes first."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    if 'why' in names:  # last, also where a language without a threshold comes first
-        names = [*(name for name in names if name != 'why'), 'why']
-    text = io.StringIO(newline='')
-    writer = csv.DictWriter(text, names, restval='', lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+    return sorted(names, key=lambda name: name == 'why')
