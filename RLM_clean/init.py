@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Container
 from typing import Any
 
@@ -20,6 +21,9 @@ BuildModel = Callable[[Config], nn.Module]
 _TRANSFORMERS = {'transformer_mlm': models.MLM, 'transformer_clm': models.CLM, 'transformer_bert': models.BERT}
 # The models whose `forward` gives logits at all positions.
 _AT_ALL_POSITIONS = ('transformer_clm', 'transformer_bert', 'gru')
+
+# The share of the time since the last record that a record takes at most, and the contexts that it always has.
+_RECORD_SHARE, _FEWEST_CONTEXTS = 0.2, 1024
 
 # What a program has added to the library's own datasets and models.
 _datasets: dict[str, DrawRules] = {}
@@ -246,6 +250,18 @@ def save_times(last: int, save_freq: int) -> list[int]:
         times.add(step)
         k += 1
     return sorted(times)
+
+
+def record_contexts(step: int, config: Config) -> int:
+    """The largest number of sampled contexts that the record of a step is measured on, the last record excepted.
+
+    It is a function of the step, the options and the schedule of records, so that runs that go on or become longer have
+    the same records. A record takes a fifth of the time of the steps since the one before, or 1024 contexts where these
+    take longer: in a step a sequence costs about three times as much as a context in a record.
+    """
+    times = print_times(config.last_step, config.print_freq, config.save_freq)
+    before = times[max(0, bisect_left(times, step) - 1)]
+    return max(_FEWEST_CONTEXTS, int(3 * _RECORD_SHARE * (step - before) * config.step_size))
 
 
 def print_times(last: int, print_freq: int, save_freq: int) -> list[int]:

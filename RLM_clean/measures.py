@@ -58,8 +58,8 @@ __all__ = [
 Model = Callable[[Tensor], Tensor]
 Logits = Callable[[Any, Tensor], Tensor]
 
-# Sequences times tokens in one forward pass of an evaluation: bounds its memory.
-_TOKENS_PER_PASS = 2**15
+# Sequences times tokens in one forward pass of an evaluation: activations that stay in the processor's cache.
+_TOKENS_PER_PASS = 2**13
 # A set-up that is expected to take longer is announced.
 _SECONDS_TO_ANNOUNCE = 3.0
 
@@ -178,6 +178,13 @@ class Evaluation(NamedTuple):
 
 class Reference(Contexts):
     """Contexts of a task, with the attributes of `tasks.Contexts`, against which models are measured."""
+
+    def part(self, number: int) -> Reference:
+        """The first `number` contexts of a sample; all contexts where these are not a sample, or are no more."""
+        if self.weights is not None or number >= len(self.inputs):
+            return self
+        positions = None if self.positions is None else self.positions[:number]
+        return Reference(self.inputs[:number], self.posteriors[:number], None, positions)
 
     @torch.no_grad()
     def evaluate(self, model: Model, logits: Logits = apply_model) -> Evaluation:

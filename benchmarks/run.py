@@ -23,7 +23,7 @@ from benchmarks.report import Ratio, Result, as_markdown, as_text
 
 # About how many minutes each takes, for the estimate of what is left.
 MINUTES = {
-    'sampler': 1, 'setup': 3, 'steps': 12, 'precision': 5, 'inference': 2, 'overhead': 4, 'compile': 8, 'runs': 35,
+    'sampler': 1, 'setup': 3, 'steps': 8, 'precision': 10, 'inference': 2, 'overhead': 6, 'compile': 6, 'runs': 35,
     'gpu': 2,
 }  # fmt: skip
 

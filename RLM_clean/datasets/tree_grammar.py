@@ -114,17 +114,22 @@ class TreeGrammar(Dataset):
             return ((parents, self._exact_rules[number][parents]) for parents in _parents(self.rules[number]))
         return normalised_blocks(self.rules[number])
 
+    def _block(self, number: int, parents: slice) -> Tensor:
+        if number in self._exact_rules:
+            return self._exact_rules[number][parents]
+        return _normalised(self.rules[number][parents])
+
     def transitions(self, level: int) -> tuple[Tensor, Tensor]:
         """`P_L[a, b] = sum_c T[a, b, c]` and `P_R[a, c] = sum_b T[a, b, c]` of a level, `(v, v)` float64; kept."""
         number = self._number(level)
         if number not in self._transitions:
             left, right = torch.empty(2, self.v, self.v, dtype=torch.float64)
 
-            def add(block: tuple[slice, Tensor]) -> None:
-                parents, rules = block
-                left[parents], right[parents] = rules.sum(2), rules.sum(1)
+            def add(parents: slice) -> None:
+                block = self._block(number, parents)
+                left[parents], right[parents] = block.sum(2), block.sum(1)
 
-            for_each(self.blocks(level), add, entries=self.v**2)
+            for_each(_parents(self.rules[number]), add, entries=self.v**2)
             self._transitions[number] = left, right
         return self._transitions[number]
 
@@ -132,7 +137,7 @@ class TreeGrammar(Dataset):
         """The alias table from which the pairs of children of level `level` are drawn, built at the first call."""
         number = self._number(level)
         if number not in self._tables:
-            rows = (block.flatten(1) for _, block in self.blocks(level))
+            rows = (self._block(number, parents).flatten(1) for parents in _parents(self.rules[number]))
             self._tables[number] = AliasTable(rows, self.v, self.v**2, self.device)
         return self._tables[number]
 
@@ -363,11 +368,14 @@ def normalised_blocks(rules: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Some parents after the other: which, and their rules `(r, v, v)` as float64 with rows that sum to one.
 
     All code that uses rules gets them from here, or whole from `TreeGrammar.level_rules`: sampler, inference and
-    entropies share the same numbers. Write what is made of a block to its place at once: small tensors that are kept
-    from one block to the next prevent the allocator from using the memory of the first again.
+    entropies share the same numbers. A block is there until the next one is asked for, which takes its memory.
     """
+    memory = torch.empty(0, dtype=torch.float64)
     for parents in _parents(rules):
-        yield parents, _normalised(rules[parents])
+        block = rules[parents]
+        if len(block) > len(memory):
+            memory = torch.empty(block.shape, dtype=torch.float64)
+        yield parents, _normalise(memory[: len(block)].copy_(block))
 
 
 def _parents(rules: Tensor) -> list[slice]:
@@ -379,7 +387,10 @@ def _parents(rules: Tensor) -> list[slice]:
 
 
 def _normalised(rules: Tensor) -> Tensor:
-    exact = rules.to(torch.float64, copy=True)
+    return _normalise(rules.to(torch.float64, copy=True))
+
+
+def _normalise(exact: Tensor) -> Tensor:
     return exact.div_(exact.sum((1, 2), keepdim=True))
 
 

@@ -138,9 +138,18 @@ class Run:
     def reference(self) -> Reference:
         """The contexts with exact posteriors on which records are measured; made when first used.
 
-        run.reference.evaluate(run.model(step), run.logits) gives the loss, the accuracy and the excess of its record.
+        run.reference.evaluate(run.model(step), run.logits) gives the loss, the accuracy and the excess of a model. Those
+        of an early record may be measured on the first of the contexts alone: see `reference_at`.
         """
         return measures.reference(self.rlm, self.config.context_size, self.task)
+
+    def reference_at(self, step: int) -> Reference:
+        """The contexts that the record of a step is measured on (by earlier versions, always those of `reference`).
+
+        All of them where the run ends, before that at most `init.record_contexts`.
+        """
+        last = self.done and step == self.dynamics[-1]['t']
+        return self.reference if last else self.reference.part(init.record_contexts(step, self.config))
 
     def test_batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Fresh sequences: batch number `step` of the test stream, test_size inputs with their targets.

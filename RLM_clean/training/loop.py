@@ -115,15 +115,20 @@ class Trainer:
     def record(self) -> Record:
         """Measures the model at this step and adds the record; keeps the model when its excess is the smallest.
 
-        The training loss is the mean over the steps since the last record; at step 0, that of the first batch. Loss,
-        accuracy and excess are those of `Reference.evaluate`. Raises DivergedError when a loss is not finite.
+        The training loss is the mean over the steps since the last record; at step 0, that of the first batch. Accuracy
+        and excess are those of `Reference.evaluate`, at the end on all contexts of the reference and before on as many
+        as `init.record_contexts` says; the loss is the floor on all contexts plus the excess. Raises DivergedError when
+        a loss is not finite.
         """
         start = time.perf_counter()
         self.before_record = {name: getattr(self, name) for name in ('best', 'since_record', 'excess_error')}
-        found = self.language.reference.evaluate(self.model, self.logits)
-        self._check_finite('test loss', found.loss, self.step)
-        if self.language.filtered is not None:
-            levels = self.language.reference.divergences(self.model, self.language.filtered, self.logits)
+        reference, filtered = self.language.reference, self.language.filtered
+        contexts = reference if self.ended else reference.part(init.record_contexts(self.step, self.config))
+        found = contexts.evaluate(self.model, self.logits)
+        loss = reference.floor()[0] + found.excess
+        self._check_finite('test loss', loss, self.step)
+        if filtered is not None:
+            levels = contexts.divergences(self.model, filtered[: len(contexts.inputs)], self.logits)
         if self.step == 0:
             self.since_record = [self.feed.first_loss(self.model, self.logits)]
         self.excess_error = found.excess_error
@@ -131,22 +136,22 @@ class Trainer:
         record: Record = {
             't': self.step,
             'trainloss': sum(self.since_record) / len(self.since_record),
-            'testloss': found.loss,
+            'testloss': loss,
             'testacc': found.accuracy,
             'excess': found.excess,
             'lr': init.learning_rate(max(self.step - 1, 0), self.config),
             'seconds': self.seconds,
         }
-        if self.language.filtered is not None:
+        if filtered is not None:
             record['bp'] = [value for value, _ in levels]
         self.dynamics.append(record)
         self.since_record = []
         if found.excess < self.best.get('excess', math.inf):
-            self.best = {'step': self.step, 'loss': found.loss, 'excess': found.excess, 'model': self.weights()}
+            self.best = {'step': self.step, 'loss': loss, 'excess': found.excess, 'model': self.weights()}
         return record
 
     def take_back_record(self, before: dict[str, Any]) -> None:
-        """Forgets the last record, which a longer run would not have made at this step."""
+        """Forgets the last record, which a longer run would not have made at this step, or on fewer contexts."""
         self.dynamics.pop()
         for name, value in before.items():
             setattr(self, name, value)
@@ -183,7 +188,9 @@ class Trainer:
         if self.best and 'excess' not in self.best:
             self.best['excess'] = next(r['excess'] for r in self.dynamics if r['t'] == self.best['step'])
         times = init.print_times(self.config.last_step, self.config.print_freq, self.config.save_freq)
-        if 'before_record' in resume and self.step not in times:
+        reference = self.language.reference
+        whole = reference.part(init.record_contexts(self.step, self.config)) is reference
+        if 'before_record' in resume and not (self.step in times and whole):
             self.take_back_record(resume['before_record'])
 
     def _check_finite(self, name: str, value: float, step: int) -> None:

@@ -330,7 +330,7 @@ def test_blocks_of_rules_are_the_same_numbers_before_and_after_they_are_kept(
     monkeypatch.setattr(tree_grammar, '_ENTRIES_PER_BLOCK', entries)
     rhm, rlm = RHM(9, 3, 2), RLM(9, 2)
     for grammar in (rhm, rlm):
-        before = list(grammar.blocks(1))
+        before = [(parents, block.clone()) for parents, block in grammar.blocks(1)]
         # torch cuts the sum of a single row by the number of threads.
         assert all(parents.stop - parents.start >= 2 for parents, _ in before)
         T = grammar.level_rules(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -503,6 +504,55 @@ def test_a_checkpoint_with_the_optimizer_of_another_model_is_refused_by_name(tmp
     torch.save(content, path)
     with pytest.raises(ValueError, match=r'run_t12\.pt belongs to another run'):
         train(config)
+
+
+# ---------------------------------------------------------------------- the contexts of records
+
+SAMPLED: dict[str, Any] = {'num_layers': 3, 'batch_size': 16, 'print_freq': 40}
+
+
+def test_a_record_takes_at_most_a_fifth_of_the_time_of_its_steps_or_1024_contexts() -> None:
+    config = tiny(max_iters=4096, print_freq=4096, save_freq=2, batch_size=128, accumulation=2)
+    times = init.print_times(4096, 4096, 2)
+    found = {t: init.record_contexts(t, config) for t in times}
+    assert found[0] == found[8] == found[16] == 1024
+    gaps = {t: t - before for before, t in itertools.pairwise(times)}
+    assert all(found[t] == max(1024, int(3 * 0.2 * gap * 256)) for t, gap in gaps.items())
+    assert found[4096] > 4096 and init.record_contexts(100, config) == max(1024, int(3 * 0.2 * (100 - 91) * 256))
+
+
+def test_early_records_have_the_first_contexts_and_the_last_one_all(tmp_path: Path) -> None:
+    config = tiny(tmp_path / 'run', max_iters=130, bp_records=True, **SAMPLED)
+    outcome = train(config)
+    run = load_run(config.outname)
+    whole = run.reference
+    assert len(whole.inputs) == 4096 and whole.weights is None
+    for record in outcome.dynamics:
+        number = 4096 if record['t'] == 130 else init.record_contexts(record['t'], config)
+        model = run.model(record['t']) if record['t'] in run.steps else None
+        assert number == 4096 or number == 1024
+        if model is not None:
+            found = whole.part(number).evaluate(model, run.logits)
+            assert (record['excess'], record['testacc']) == (found.excess, found.accuracy)
+            assert record['testloss'] == whole.floor()[0] + found.excess
+            assert len(record['bp']) == 4 and record['bp'][3] == pytest.approx(record['excess'], rel=1e-9)
+    assert outcome.excess_error == whole.evaluate(run.model(130), run.logits).excess_error
+
+
+def test_a_run_made_longer_measures_the_record_at_its_former_end_again(tmp_path: Path) -> None:
+    """Step 64 is a time of both runs: of the shorter one it is the last, with all contexts."""
+    parts, whole = tmp_path / 'parts' / 'run', tmp_path / 'whole' / 'run'
+    for last in (64, 70, 96):
+        assert train(tiny(parts, max_iters=last, **SAMPLED)).status == 'done'
+    train(tiny(whole, max_iters=96, **SAMPLED))
+    assert_same_run(parts, whole)
+
+
+def test_all_contexts_that_there_are_are_always_summed_over() -> None:
+    reference = measures.reference(init.init_data(tiny(num_layers=2)))
+    assert reference.weights is not None and reference.part(1) is reference
+    sample = measures.reference(init.init_data(tiny(num_layers=3)))
+    assert sample.part(4096) is sample and len(sample.part(7).inputs) == len(sample.part(7).posteriors) == 7
 
 
 # ---------------------------------------------------------------------- longer runs

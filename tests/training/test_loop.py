@@ -154,15 +154,16 @@ def test_the_training_loss_of_a_record_is_the_mean_since_the_last_one(tmp_path: 
 
 
 def test_the_best_model_is_that_of_the_smallest_excess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the first of several; here the excesses are given, and the losses say otherwise."""
-    found = iter([(5.0, 0.9), (4.0, 0.8), (0.5, 0.7), (1.0, 0.1), (0.9, 0.2), (1.0, 0.1)])
-    evaluations = (Evaluation(loss, 0.5, excess, 0.0) for loss, excess in found)
+    """And the first of several; here the excesses are given."""
+    found = [0.9, 0.8, 0.7, 0.1, 0.2, 0.1]
+    evaluations = iter(Evaluation(2.0, 0.5, excess, 0.0) for excess in found)
     monkeypatch.setattr(Reference, 'evaluate', lambda *_: next(evaluations, Evaluation(2.0, 0.5, 0.3, 0.0)))
     train(tiny(tmp_path / 'run'))
     run = load_run(tmp_path / 'run')
-    assert [record['testloss'] for record in run.dynamics][:7] == [5.0, 4.0, 0.5, 1.0, 0.9, 1.0, 2.0]
+    floor = run.reference.floor()[0]
+    assert [record['testloss'] for record in run.dynamics][:7] == [floor + excess for excess in (*found, 0.3)]
     stored = torch.load(tmp_path / 'run.pt', weights_only=True)['best']
-    assert (stored['step'], stored['loss'], stored['excess'], run.best_step) == (3, 1.0, 0.1, 3)
+    assert (stored['step'], stored['loss'], stored['excess'], run.best_step) == (3, floor + 0.1, 0.1, 3)
     assert same_weights(run.model('best').state_dict(), stored['model'])
     assert same_weights(run.model('best').state_dict(), run.model(3).state_dict())
     assert not same_weights(stored['model'], run.model(4).state_dict())
