@@ -23,7 +23,7 @@ _TRANSFORMERS = {'transformer_mlm': models.MLM, 'transformer_clm': models.CLM, '
 _AT_ALL_POSITIONS = ('transformer_clm', 'transformer_bert', 'gru')
 
 # The share of the time since the last record that a record takes at most, and the contexts that it always has.
-_RECORD_SHARE, _FEWEST_CONTEXTS = 0.2, 1024
+_RECORD_SHARE, _FEWEST_CONTEXTS = 0.05, 512
 
 # What a program has added to the library's own datasets and models.
 _datasets: dict[str, DrawRules] = {}
@@ -256,8 +256,8 @@ def record_contexts(step: int, config: Config) -> int:
     """The largest number of sampled contexts that the record of a step is measured on, the last record excepted.
 
     It is a function of the step, the options and the schedule of records, so that runs that go on or become longer have
-    the same records. A record takes a fifth of the time of the steps since the one before, or 1024 contexts where these
-    take longer: in a step a sequence costs about three times as much as a context in a record.
+    the same records. A record takes 5% of the time of the steps since the one before, or 512 contexts where these take
+    longer: in a step a sequence costs about three times as much as a context in a record.
     """
     times = print_times(config.last_step, config.print_freq, config.save_freq)
     before = times[max(0, bisect_left(times, step) - 1)]

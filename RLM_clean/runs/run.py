@@ -138,8 +138,8 @@ class Run:
     def reference(self) -> Reference:
         """The contexts with exact posteriors on which records are measured; made when first used.
 
-        run.reference.evaluate(run.model(step), run.logits) gives the loss, the accuracy and the excess of a model. Those
-        of an early record may be measured on the first of the contexts alone: see `reference_at`.
+        run.reference.evaluate(run.model(step), run.logits) gives the loss, the accuracy and the excess of a model.
+        Early records may have been measured on the first of the contexts alone: see `reference_at`.
         """
         return measures.reference(self.rlm, self.config.context_size, self.task)
 
