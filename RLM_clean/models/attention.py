@@ -15,9 +15,9 @@ KeyValues = tuple[Tensor, Tensor]
 
 # The slowest of the rotary angles turns once in about 2 pi times as many tokens.
 _ROTARY_PERIOD = 10_000.0
-# In bfloat16 and for at most so many tokens, a CPU takes a third of the time for attention in parts (products, softmax,
-# products, all in float32) than for torch's fused attention: see docs/benchmarks.md, "steps". In float32 the difference
-# is small, and runs of earlier versions go on to the same bits.
+# In bfloat16 and for at most so many tokens, a CPU takes less time for attention in parts (products, softmax, products,
+# all in float32) than for torch's fused attention: see docs/benchmarks.md, "steps". In float32 the fused one stays, so
+# that runs of earlier versions go on to the same bits.
 MOST_IN_PARTS = 64
 
 
