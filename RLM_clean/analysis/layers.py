@@ -88,7 +88,7 @@ def attention_weights(run: Run, model: nn.Module, inputs: Tensor) -> Tensor:
     ValueError for a model that is not a transformer of the library.
     """
     if not isinstance(model, CLM):
-        raise ValueError(f'model={run.config.model!r} has no known attention: use a transformer')
+        raise ValueError(f'model={run.config.model!r} has no known attention: use transformer_mlm, _clm or _bert')
     x, maps = _embedded(run, model, inputs), []
     for block in model.blocks:
         assert isinstance(block, Block)

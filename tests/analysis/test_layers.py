@@ -103,7 +103,7 @@ def test_what_cannot_be_read_is_an_error_with_a_remedy() -> None:
     run, model, inputs = run_and_inputs(OTHERS['fcn'])
     with pytest.raises(ValueError, match="model='fcn' has no positions of tokens: leave position at -1"):
         activations(run, model, inputs, None)
-    with pytest.raises(ValueError, match="model='fcn' has no known attention: use transformer_mlm or"):
+    with pytest.raises(ValueError, match="model='fcn' has no known attention: use transformer_mlm, _clm or _bert"):
         attention_weights(run, model, inputs)
     with pytest.raises(ValueError, match="model='fcn' has no residual stream to replace: use a transformer"):
         patched_logits(run, model, inputs, 'layer 1', torch.zeros(30, 8))
