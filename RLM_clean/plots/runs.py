@@ -256,17 +256,17 @@ def draw_excess(axes: Axes, curves: Sequence[Curve]) -> None:
     The axes are logarithmic, unless no run has an excess above zero.
     """
     unnamed = len(curves) == 1 and not curves[0].label
-    if not any(_positive(curve.dynamics) for curve in curves):
-        for curve in curves:
-            axes.plot([r['t'] for r in curve.dynamics], [r['excess'] for r in curve.dynamics], marker='.', color=GREEN)
+    logarithmic = any(_positive(curve.dynamics) for curve in curves)
     for curve in curves if unnamed else _named(curves):
-        later = _positive(curve.dynamics)
+        later = _positive(curve.dynamics) if logarithmic else curve.dynamics
         color = curve.color or GREEN
         label = None if unnamed else curve.label
-        draw = axes.loglog if later else axes.plot  # logarithmic axes without points cannot be saved
-        draw([r['t'] for r in later], [r['excess'] for r in later], color=color, marker='.', label=label)
+        axes.plot([r['t'] for r in later], [r['excess'] for r in later], color=color, marker='.', label=label)
         if len(curves) == 1 and later:
             _end_label(axes, later, color)
+    if logarithmic:  # without points such axes cannot be saved
+        axes.set_xscale('log')
+        axes.set_yscale('log')
     axes.set_xlabel('step')
     axes.set_ylabel('excess over the floor (nats)' if axes_inches(axes)[1] > 1.7 else 'excess (nats)')
     axes.set_title(_title(curves))
