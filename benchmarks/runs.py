@@ -29,6 +29,8 @@ RUNS: dict[str, dict[str, Any]] = {
     'paper': {**PAPER, 'num_layers': 3, 'embedding_dim': 128, 'max_iters': 2048},
 }
 BOUNDS = {'default': 20.0, 'L=3': 60.0, 'paper': 3.0}
+# The run whose time is also measured with dtype=bfloat16, beside the plain way in float32.
+IN_BFLOAT16 = 'paper'
 # Repeats at most: a run at L=6 is some minutes long, and then its time is steady.
 MOST_REPEATS = {'default': 3, 'L=3': 3, 'L=6': 1, 'paper': 3}
 
@@ -88,10 +90,12 @@ def measure(settings: Settings) -> Result:
     sizes = {'default': quick, 'L=3': {**quick, 'num_layers': 3}} if settings.quick else RUNS
     steps, budget = (20, 1.0) if settings.quick else (500, 120.0)
     rows = []
-    for name, options in watched(sizes, {'default': 1, 'L=3': 3, 'L=6': 10, 'paper': 4}):
-        ours, plainly = [], []
+    for name, options in watched(sizes, {'default': 1, 'L=3': 3, 'L=6': 10, 'paper': 5}):
+        ours, lower, plainly = [], [], []
         for _ in range(1 if settings.quick else min(MOST_REPEATS[name], settings.repeats)):
             ours.append(whole_run(options))
+            if name == IN_BFLOAT16:
+                lower.append(whole_run({**options, 'dtype': 'bfloat16'}))
             plainly.append(in_process(plain_run, options, steps, budget))
         median = {key: statistics.median(record[key] for record in plainly) for key in plainly[0]}
         whole = statistics.median(ours)
@@ -99,6 +103,7 @@ def measure(settings: Settings) -> Result:
             {
                 'run': name,
                 'this library (s)': whole,
+                'in bfloat16 (s)': statistics.median(lower) if lower else None,
                 'a step of it (ms)': 1e3 * whole / Config(outname='unused', **options).last_step,
                 'plain way (s)': median['whole'],
                 'its step (ms)': 1e3 * median['step'],
@@ -106,10 +111,14 @@ def measure(settings: Settings) -> Result:
                 'its steps measured': int(median['taken']),
             }
         )
-        values = quotients([record['whole'] for record in plainly], ours)
-        result.ratios.append(Ratio(f'{name}: plain way / this library', values, at_least=BOUNDS.get(name)))
+        plain = [record['whole'] for record in plainly]
+        result.ratios.append(
+            Ratio(f'{name}: plain way / this library', quotients(plain, ours), at_least=BOUNDS.get(name))
+        )
+        if lower:
+            result.ratios.append(Ratio(f'{name}: plain way / this library in bfloat16', quotients(plain, lower)))
     note = (
-        'This library: start, set-up, floors, steps, evaluations and files; the second column is all of that over the '
+        "This library: start, set-up, floors, steps, evaluations and files; 'a step of it' is all of that over the "
         'number of steps. The plain way: the set-up, and as many steps and evaluations as the run has.'
     )
     result.tables.append(Table('Whole runs', rows, note))

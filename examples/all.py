@@ -1,7 +1,7 @@
 """All published results, one after the other, and a table of what came out. `python -m examples.all`.
 
 Runs the examples that take minutes, each by its own command, and keeps what it prints in results/all/NAME.txt. The
-table in results/all/outcomes.md has for each its command, its time (the sum of all calls that ended), its end, the
+table in results/all/outcomes.md has for each its command, its time (that of interrupted calls is counted), its end, the
 commit of the code and its last numbers. It takes some hours on two cores. After an interruption, the same command
 continues: an example that is done is not run again, and one that was interrupted goes on with its runs. `--quick` tries
 all commands on small models, in minutes.
@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ NAMES = (
 )  # fmt: skip
 
 Outcome = dict[str, Any]
+SECONDS_BETWEEN_NOTES = 10.0  # of the time that an example has taken so far
 
 
 def write(path: Path, text: str) -> None:
@@ -48,38 +49,50 @@ def commit() -> str:
         return 'unknown'
 
 
-def run(name: str, quick: bool, printed: Path) -> Outcome:
-    """Runs an example; prints what it prints, and keeps it in a file."""
+def run(name: str, quick: bool, printed: Path, note: Callable[[Outcome], None]) -> None:
+    """Runs an example; prints what it prints, and keeps it in a file.
+
+    `note` is called with the outcome so far, now and then, and at the end. Its status is None until then.
+    """
     words = ['-m', f'examples.{name}', *(['--quick'] if quick else [])]
     start, at, lines = time.perf_counter(), commit(), []
+
+    def so_far(status: int | None) -> Outcome:
+        seconds = time.perf_counter() - start
+        return {'command': f'python {" ".join(words)}', 'seconds': seconds, 'status': status, 'commit': at}
+
     with subprocess.Popen(
         [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
+        noted = start
         try:
             for line in process.stdout:
                 print(line, end='', flush=True)
                 lines.append(line)
+                if time.perf_counter() - noted >= SECONDS_BETWEEN_NOTES:
+                    noted = time.perf_counter()
+                    note(so_far(None))
         except KeyboardInterrupt:  # the example has it too, and saves its runs
             process.wait()
+            note(so_far(None))
             raise
     write(printed, ''.join(lines))
-    return {
-        'command': f'python {" ".join(words)}', 'seconds': time.perf_counter() - start, 'status': process.returncode,
-        'commit': at,
-    }  # fmt: skip
+    note(so_far(process.returncode))
 
 
 def table(outcomes: dict[str, Outcome], folder: Path) -> str:
     """The outcomes as a page in Markdown: a row for each, then the numbers that each printed last."""
     lines = ['| result | command | minutes | end | commit |', '|---|---|---|---|---|']
     for name, outcome in outcomes.items():
-        end = 'done' if outcome['status'] == 0 else f'failed ({outcome["status"]})'
+        end = {0: 'done', None: 'interrupted'}.get(outcome['status'], f'failed ({outcome["status"]})')
         lines.append(
             f'| {name} | `{outcome["command"]}` | {outcome["seconds"] / 60:.1f} | {end} | {outcome["commit"]} |'
         )
     for name in outcomes:
-        lines += ['', f'## {name}', '', '```', *numbers((folder / f'{name}.txt').read_text()), '```']
+        printed = folder / f'{name}.txt'  # there is none of one that was interrupted
+        if printed.exists():
+            lines += ['', f'## {name}', '', '```', *numbers(printed.read_text()), '```']
     return '\n'.join(lines) + '\n'
 
 
@@ -110,11 +123,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         print(f'== {name}', flush=True)
         before = outcomes.get(name, {}).get('seconds', 0.0)  # of runs that need not be trained again
-        outcomes[name] = run(name, options.quick, folder / f'{name}.txt')
-        outcomes[name]['seconds'] += before
-        ordered = {name: outcomes[name] for name in NAMES if name in outcomes}
-        write(kept, json.dumps(ordered, indent=1))
-        write(folder / 'outcomes.md', table(ordered, folder))
+
+        def note(outcome: Outcome, name: str = name, before: float = before) -> None:
+            outcomes[name] = {**outcome, 'seconds': before + outcome['seconds']}
+            ordered = {name: outcomes[name] for name in NAMES if name in outcomes}
+            write(kept, json.dumps(ordered, indent=1))
+            write(folder / 'outcomes.md', table(ordered, folder))
+
+        run(name, options.quick, folder / f'{name}.txt', note)
     print(f'the table is {folder / "outcomes.md"}')
     if any(outcome['status'] for outcome in outcomes.values()):
         raise SystemExit(1)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import matplotlib.image
@@ -166,6 +171,37 @@ def test_all_examples_are_run_once_and_their_numbers_are_kept(
     assert '| first | `python -m examples.first` |' in page and page.count('| done |') == 2
     assert '```\nanswer: 42\n```' in page and '7 +- 1' in page and 'train 3.0' not in page
     assert {o['status'] for o in json.loads((tmp_path / 'results/all/outcomes.json').read_text()).values()} == {0}
+
+
+def test_the_time_of_an_interrupted_example_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Killed after a line, it leaves the time until then; the next call adds its own."""
+    (tmp_path / 'examples').mkdir()
+    (tmp_path / 'examples/__init__.py').touch()  # a package is found before the one of the same name behind it
+    (tmp_path / 'examples/long.py').write_text("import time\nprint('run 1 of 2', flush=True)\ntime.sleep(60)")
+    monkeypatch.chdir(tmp_path)
+    code = (
+        'import os\nfrom examples import all as every\nevery.NAMES, every.SECONDS_BETWEEN_NOTES = ("long",), 0.0\n'
+        f'os.chdir({str(tmp_path)!r})\nevery.main([])'
+    )
+    kept = tmp_path / 'results/all/outcomes.json'
+    with subprocess.Popen([sys.executable, '-c', code], cwd=every.ROOT, start_new_session=True) as process:
+        for _ in range(600):
+            if kept.exists():
+                break
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+    before = json.loads(kept.read_text())['long']
+    assert before['status'] is None and before['seconds'] > 0
+    assert '| interrupted |' in (tmp_path / 'results/all/outcomes.md').read_text()
+    (tmp_path / 'examples/long.py').write_text("print('answer: 42')")
+    monkeypatch.setattr(every, 'NAMES', ('long',))
+    monkeypatch.setattr(every.time, 'perf_counter', lambda: 5.0)  # the second call takes no time
+    every.main([])
+    after = json.loads(kept.read_text())['long']
+    assert after['status'] == 0 and after['seconds'] == before['seconds']
+    assert 'answer: 42' in (tmp_path / 'results/all/outcomes.md').read_text()
 
 
 def test_an_unknown_example_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
