@@ -6,19 +6,26 @@ import argparse
 from pathlib import Path
 
 
-def make_parser(name: str, description: str | None, runs: str | None = None) -> argparse.ArgumentParser:
+def make_parser(
+    name: str, description: str | None, runs: str | None = None, deep: str | None = None
+) -> argparse.ArgumentParser:
     """The parser of the example with this name: where its runs and its figure are kept, and a quick form.
 
-    `runs` is the example that has the runs, by default this one.
+    `runs` is the example that has the runs, by default this one. `deep` says what a longer form has, if there is one.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--folder', type=Path, help=f'where the runs are kept, results/{runs or name} by default')
     parser.add_argument('--picture', type=Path, help=f'the figure, {name}.png in that folder by default')
-    parser.add_argument('--quick', action='store_true', help='few small models, to try the command out')
+    size = parser.add_mutually_exclusive_group()
+    if deep is not None:
+        size.add_argument('--deep', action='store_true', help=f'{deep}, in results/{runs or name}_deep by default')
+    size.add_argument('--quick', action='store_true', help='few small models, to try the command out')
+    parser.set_defaults(deep=False)
     return parser
 
 
 def places(name: str, options: argparse.Namespace, runs: str | None = None) -> tuple[Path, Path]:
     """The folder of the runs and the file of the figure."""
-    folder = options.folder or Path('results', f'{runs or name}_quick' if options.quick else runs or name)
+    form = '_deep' if options.deep else '_quick' if options.quick else ''
+    folder = options.folder or Path('results', f'{runs or name}{form}')
     return folder, options.picture or folder / f'{name}.png'

@@ -14,13 +14,13 @@ seconds.
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from examples import make_parser, places
 from RLM_clean import plots
 from RLM_clean.analysis import filtering, predictions
 from RLM_clean.config import Config
@@ -74,17 +74,12 @@ def first_steps(steps: Sequence[int], divergences: Divergences) -> dict[int, flo
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet, prints the table and draws the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', type=Path, help='where the runs are kept, results/filtering by default')
-    parser.add_argument('--picture', type=Path, help='the figure, filtering.png in that folder by default')
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument('--deep', action='store_true', help='trees of four levels, in results/filtering_deep by default')
-    size.add_argument('--quick', action='store_true', help='small runs, to try the command out')
+    parser = make_parser('filtering', __doc__, deep='trees of four levels')
     parser.add_argument('--seeds', type=int, default=3, help='runs with other grammars and models')
     parser.add_argument('--threads', default='auto', help='threads of the CPU')
     options = parser.parse_args(arguments)
-    name, changes = ('_deep', DEEP) if options.deep else ('_quick', QUICK) if options.quick else ('', {})
-    folder = options.folder or Path(f'results/filtering{name}')
+    folder, picture = places('filtering', options)
+    changes = DEEP if options.deep else QUICK if options.quick else {}
     values = {**OPTIONS, **changes, 'threads': options.threads}
 
     found = []
@@ -96,7 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         first = ', '.join(f'{row.step:.0f}' if math.isfinite(row.step) else 'never' for row in found[-1])
         print(f'seed {seed}: closest to BP_0, BP_1, ... from step {first}')
     print('\n'.join(table(found)))
-    picture = options.picture or folder / 'filtering.png'
     _draw(folder / 'seed1', picture)
     print(f'the figure is {picture}')
 

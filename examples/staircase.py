@@ -3,14 +3,16 @@
 Trains one model on the Random Hierarchy Model (v = 16, m = 4, L = 3) and one of the same shape on the Random Language
 Model (v = 16, beta = 3, L = 3), and draws both test losses against the floors H_k, the best losses from the last
 k = 0, 1, 3, 7 tokens. Prints the step at which each floor is passed and the excess at the end. Both runs together took
-four minutes on two cores. After an interruption, the same command continues. `--quick` trains on small languages of two
-levels, in seconds.
+four minutes on two cores. After an interruption, the same command continues. `--deep` trains one model on the Random
+Hierarchy Model with a fourth level, for longer; `--quick` trains on small languages of two levels, in seconds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from examples import make_parser, places
 from RLM_clean import plots
@@ -30,6 +32,8 @@ LANGUAGES: dict[str, dict[str, Any]] = {
     'rlm': {'dataset': 'rlm', 'beta': 3.0},
 }
 
+DEEP: dict[str, Any] = {'num_layers': 4, 'depth': 4, 'max_iters': 65536, 'decay_time': 65536}
+
 QUICK: dict[str, Any] = {
     'num_features': 8, 'num_layers': 2, 'depth': 1, 'embedding_dim': 16, 'batch_size': 32, 'num_synonyms': 2,
     'max_iters': 300, 'decay_time': 300, 'lr': 1e-2, 'warmup_time': 20, 'print_freq': 100, 'test_size': 512,
@@ -48,15 +52,17 @@ def passed(run: Run) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet and draws the figure."""
-    parser = make_parser('staircase', __doc__)
+    parser = make_parser('staircase', __doc__, deep='four levels')
     parser.add_argument('--max_iters', type=int, help='stop earlier, to try the command out')
     parser.add_argument('--threads', default='auto', help='threads of the CPU')
     options = parser.parse_args(arguments)
     folder, picture = places('staircase', options)
+    changes = DEEP if options.deep else QUICK if options.quick else {}
+    languages = {'rhm': LANGUAGES['rhm']} if options.deep else LANGUAGES
 
-    panels = plots.panels(1, 2, size=(11, 4.4))
-    for (name, language), axes in zip(LANGUAGES.items(), panels, strict=True):
-        values = {**MODEL, **language, **(QUICK if options.quick else {}), 'threads': options.threads}
+    panels = np.atleast_1d(plots.panels(1, len(languages), size=(5.5 * len(languages), 4.4)))
+    for (name, language), axes in zip(languages.items(), panels, strict=True):
+        values = {**MODEL, **language, **changes, 'threads': options.threads}
         if options.max_iters is not None:
             values['max_iters'] = options.max_iters
         outname = str(folder / name)

@@ -68,6 +68,16 @@ def test_the_staircase_trains_both_languages_and_draws_them(
     assert 'step' not in capsys.readouterr().err and Path('again.png').exists()
 
 
+def test_the_deep_staircase_is_one_run_of_one_more_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(staircase, 'MODEL', {**staircase.MODEL, **staircase.QUICK, 'max_iters': 20})
+    monkeypatch.setattr(staircase, 'DEEP', {'num_layers': 3})
+    staircase.main(['--deep', '--threads', '1'])
+    assert matplotlib.image.imread(tmp_path / 'results/staircase_deep/staircase.png').shape[1] == 715
+    assert list(load_run(tmp_path / 'results/staircase_deep/rhm').floors) == [0, 1, 3, 7]
+    assert not (tmp_path / 'results/staircase_deep/rlm.pt').exists()
+
+
 def test_the_sweep_of_the_root_can_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for tasks, ratios in ((root.TASKS, root.RATIOS), (root.QUICK_TASKS, root.QUICK_RATIOS)):
         words = root.command(tmp_path / 'root', tasks, ratios, 3, **root.OPTIONS)
