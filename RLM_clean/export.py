@@ -84,6 +84,8 @@ def _about(run: Run, step: int | str | None) -> dict[str, Any]:
         step = run.best_step
     elif step is None:
         step = run.dynamics[-1]['t'] if run.done else run.steps[-1]
+    else:
+        step = int(step)  # of numpy, too
     return {
         'version': __version__,
         'run': run.files.outname.name,

@@ -315,3 +315,4 @@ def test_the_examples_of_what_can_be_added_do_what_their_page_says(copy: Path, m
     follow(EXTENDING, [block for block in blocks if block.language == 'bash'], copy)
     init.write_text(before)
     assert len(list(copy.glob('results/ranked*/*_t20.pt'))) == 2
+    assert len(list(copy.glob('results/ranked*_t20.pt'))) == 1

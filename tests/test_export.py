@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -89,6 +90,12 @@ def test_a_run_that_is_not_finished_gives_its_last_checkpoint(tmp_path: Path) ->
     run = load_run(tmp_path / 'run')
     assert step == run.steps[-1]
     assert torch.equal(weights['lm_head.weight'], run.model(step).state_dict()['head.weight'])
+
+
+@pytest.mark.parametrize('step', [2, 24])
+def test_the_step_may_be_a_number_of_numpy(trained: Path, tmp_path: Path, step: int) -> None:
+    export.export(load_run(trained), tmp_path / 'out', 'safetensors', np.int64(step))
+    assert json.loads((tmp_path / 'out/run.json').read_text())['step'] == step
 
 
 def test_a_tied_head_is_written_once_for_gpt2(trained: Path, tmp_path: Path) -> None:

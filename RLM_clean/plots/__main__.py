@@ -40,7 +40,7 @@ def _parse(words: Sequence[str] | None) -> tuple[list[str], Path]:
     parser = _Parser(prog='RLM_clean.plots', description='Draw several runs into one figure.', allow_abbrev=False)
     parser.add_argument('runs', nargs='*', help="names of runs, or a pattern such as 'results/rlm_*'")
     parser.add_argument('--out', type=Path, default=Path('compare.png'), metavar='FILE', help='.png, .pdf or .svg')
-    options, unknown = parser.parse_known_args(words)
+    options, unknown = parser.parse_known_intermixed_args(words)  # --out may stand between the runs
     if unknown:
         raise ValueError(f'{unknown[0]!r} is not an option: {similar(unknown[0].split("=")[0], ["--out", "--help"])}')
     if not options.runs:

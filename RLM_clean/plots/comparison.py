@@ -53,9 +53,11 @@ def compare(runs: AnyRun | pandas.DataFrame | Iterable[AnyRun | pandas.DataFrame
 
     `runs` are runs, names of runs, patterns such as 'results/rlm_*', results of a sweep or runs of them, or data frames
     made by their `to_pandas`; one of these or a list. A frame of a run is drawn as it is, one of a sweep stands for the
-    runs in it. Names of files of a run stand for the run. A run is labelled by the options in which the runs differ, or
-    by its name where there are none or many. Thin lines are training losses. Floors are drawn once where all runs share
-    them; otherwise each run has its lowest floor, dashed, in its colour.
+    runs in it. Runs of a sweep without a record yet are left out. Names of files of a run stand for the run.
+
+    A run is labelled by the options in which the runs differ, or by its name where there are none or many. Thin lines
+    are training losses. Floors are drawn once where all runs share them; otherwise each run has its lowest floor,
+    dashed, in its colour.
 
         plots.compare(['results/one', 'results/two']).savefig('compare.png')
         frame = sweep.load('results/my_sweep').to_pandas()
@@ -94,8 +96,12 @@ def _draw(curves: Sequence[Curve]) -> Figure:
 
 
 def _resolve(given: Sequence[Any]) -> list[Any]:
-    """The runs that are meant, each once, in the order in which they are given; those of a pattern by their names."""
+    """The runs that are meant, each once, in the order in which they are given; those of a pattern by their names.
+
+    Runs of a sweep that have no record yet are left out.
+    """
     found: dict[str, Any] = {}
+    waiting = False
     for item in given:
         if _is_frame(item) and 'config' in item.attrs:
             found.setdefault(f'{os.path.abspath(item.attrs["run"])} as {id(item)}', item)
@@ -104,8 +110,13 @@ def _resolve(given: Sequence[Any]) -> list[Any]:
             found.setdefault(os.path.abspath(item.files.outname), item)
             continue
         paths = _in_frame(item) if _is_frame(item) else [item]
+        if not paths or getattr(item, 'records', True) == []:  # a sweep.Result has its records
+            waiting = True
+            continue
         for name in itertools.chain.from_iterable(_names(os.fspath(path)) for path in paths):
             found.setdefault(os.path.abspath(name), Path(name))
+    if not found and waiting:
+        raise ValueError('no run of the sweep has a record yet: wait for its first evaluation')
     if not found:
         raise ValueError("no run was given: give names of runs, or a pattern such as 'results/rlm_*'")
     if len(found) > _MOST_RUNS:
@@ -121,7 +132,7 @@ def _names(text: str) -> list[str]:
         matches = [_run_of(path) for path in [*glob.glob(text), *glob.glob(f'{text}_config.pt')]]
         names = {match for match in matches if match is not None}
         if not names:
-            raise ValueError(f'{text!r} fits no run: give a pattern such as results/rlm_*, or see ls results')
+            raise ValueError(f"{text!r} fits no run: see ls results; those of a sweep are as 'results/my_sweep/*'")
         return sorted(names, key=_by_number)
     if os.path.isdir(text):
         raise ValueError(f'{text!r} is a folder: give the runs in it, as {os.path.join(text, "*")!r}')
@@ -147,10 +158,11 @@ def _is_frame(item: Any) -> bool:
 
 
 def _in_frame(frame: Any) -> list[Path]:
-    """The names of the runs in a frame of a sweep, in the order of its rows."""
+    """The names of the runs in a frame of a sweep that have a record, in the order of its rows."""
     if 'sweep' not in frame.attrs or 'run' not in frame:
         raise ValueError('a data frame names no run: give those of run.to_pandas() or results.to_pandas()')
-    return [Path(frame.attrs['sweep']) / name for name in dict.fromkeys(frame['run'])]
+    rows = frame[frame['step'].notna()] if 'step' in frame else frame
+    return [Path(frame.attrs['sweep']) / name for name in dict.fromkeys(rows['run'])]
 
 
 def _found(run: Any) -> _Found:

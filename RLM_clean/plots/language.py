@@ -15,7 +15,7 @@ from RLM_clean import exact
 from RLM_clean.analysis import counting
 from RLM_clean.datasets import RHM, RLM, TreeGrammar
 from RLM_clean.exact import correlations, theory
-from RLM_clean.plots.rules import language_name
+from RLM_clean.plots.rules import language_name, language_names
 from RLM_clean.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, line_colors, own_axes, styled
 
 # The distribution of a count is close to normal from this variance on.
@@ -160,10 +160,11 @@ def ladder(languages: Sequence[TreeGrammar], num_samples: int = 4096, axes: Axes
     n = max(2**language.L for language in languages)
     for k in exact.entropies.window_ladder(n - 1):
         axes.axvline(k, color=GREY, lw=0.8, ls=':', zorder=1, label='sub-tree complete' if k == 0 else None)
-    for language, color in zip(languages, line_colors(len(languages)), strict=True):
+    names, colors = language_names(languages), line_colors(len(languages))
+    for language, name, color in zip(languages, names, colors, strict=True):
         floors = exact.entropies.window_entropies(language, range(2**language.L), num_samples)
         values = np.array(list(floors.values()))
-        axes.errorbar(list(floors), values[:, 0], values[:, 1], color=color, label=language_name(language))
+        axes.errorbar(list(floors), values[:, 0], values[:, 1], color=color, label=name)
         whole = exact.entropies.window_ladder(2**language.L - 1)
         for ks, face in ((sorted(set(floors) - set(whole)), 'white'), (whole, color)):
             axes.plot(ks, [floors[k][0] for k in ks], 'o', color=color, markerfacecolor=face)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from RLM_clean.datasets import RHM, RLM, TreeGrammar
+from RLM_clean.datasets import RHM, RLM, FilteredGrammar, TreeGrammar, Unambiguous
 from RLM_clean.exact import entropies, theory
 from RLM_clean.plots.style import BLACK, GREY, line_colors, own_axes, panels, shades, styled
 
@@ -26,14 +27,19 @@ _LEAST = 1e-5
 def language_name(language: TreeGrammar, sizes: bool = False) -> str:
     """The language and its parameter, 'RLM, beta = 2' or 'RHM, m = 4', with v and L if `sizes` is true.
 
-    Other grammars, such as those of registered datasets, are called 'own rules'.
+    A filtered language has the height of its sub-trees, 'RHM, m = 4, filtered to k = 1'. Other grammars, such as those
+    of registered datasets, are called 'own rules'.
     """
+    if isinstance(language, FilteredGrammar):
+        return f'{language_name(language.original, sizes)}, filtered to k = {language.k}'
     if isinstance(language, RHM):
         words = ['RHM', f'm = {language.m}']
         if language.zipf is not None:
             words.append(f'Zipf a = {language.zipf:g} at {", ".join(map(str, language.zipf_levels))}')
     elif isinstance(language, RLM):
         words = ['RLM', f'beta = {language.beta:g}']
+    elif isinstance(language, Unambiguous):
+        words = ['unambiguous', f'sigma = {language.sigma:g}']
     else:
         words = ['own rules']
     if sizes:
@@ -41,14 +47,22 @@ def language_name(language: TreeGrammar, sizes: bool = False) -> str:
     return ', '.join(words)
 
 
+def language_names(languages: Sequence[TreeGrammar]) -> list[str]:
+    """The names of several languages: with v and L where languages of different sizes have the same name."""
+    short, full = ([language_name(language, sizes) for language in languages] for sizes in (False, True))
+    different = Counter(name for name, _ in set(zip(short, full, strict=True)))
+    return [b if different[a] > 1 else a for a, b in zip(short, full, strict=True)]
+
+
 @styled
-def rule_maps(language: TreeGrammar, symbols: Iterable[int] = range(4), level: int = 0, axes: Any = None) -> Figure:
+def rule_maps(language: TreeGrammar, symbols: Iterable[int] | None = None, level: int = 0, axes: Any = None) -> Figure:
     """Heat maps of `T[a, b, c]` over the pairs of children (b, c), as a figure with one panel for each a of `symbols`.
 
-    Colours are logarithmic and the same in all panels. Probabilities below 1e-5, zero included, have the lowest colour.
-    `level` counts from the root. If `axes` are given, there must be one for each symbol.
+    These are the first four symbols by default. Colours are logarithmic and the same in all panels. Probabilities below
+    1e-5, zero included, have the lowest colour. `level` counts from the root. If `axes` are given, there must be one
+    for each symbol.
     """
-    symbols = list(symbols)
+    symbols = list(range(min(4, language.v)) if symbols is None else symbols)
     if axes is None:
         axes = panels(1, len(symbols), size=(1 + 2.5 * len(symbols), 2.9), squeeze=False, sharey=True)[0]
     axes = np.ravel(axes)

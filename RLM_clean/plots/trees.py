@@ -17,7 +17,7 @@ from torch import Tensor
 
 from RLM_clean.datasets import TreeGrammar
 from RLM_clean.exact.inference import ancestor_posteriors
-from RLM_clean.plots.rules import language_name
+from RLM_clean.plots.rules import language_names
 from RLM_clean.plots.style import BLUE, GREY, line_colors, own_axes, styled
 
 # Nodes and their labels are drawn smaller in trees with more leaves.
@@ -115,12 +115,13 @@ def ambiguity_by_level(languages: Sequence[TreeGrammar], num_samples: int = 512,
     bars are standard errors over sequences. It is zero if every sequence determines the symbols of the level.
     """
     axes = own_axes(axes)
-    for language, color in zip(languages, line_colors(len(languages)), strict=True):
+    names, colors = language_names(languages), line_colors(len(languages))
+    for language, name, color in zip(languages, names, colors, strict=True):
         posteriors = ancestor_posteriors(language, language.sequences(0, num_samples, 'floors'))[:-1]
         means = [torch.special.entr(posterior).sum(-1).mean(1) for posterior in posteriors]
         values = [mean.mean().item() for mean in means]
         errors = [mean.std().item() / math.sqrt(num_samples) for mean in means]
-        axes.errorbar(range(len(values)), values, errors, color=color, marker='o', label=language_name(language))
+        axes.errorbar(range(len(values)), values, errors, color=color, marker='o', label=name)
     axes.set_xticks(range(max(language.L for language in languages)))
     axes.set_xlabel('level (0: root)')
     axes.set_ylabel('entropy of a symbol given the tokens (nats)')

@@ -174,8 +174,7 @@ class Run:
             step = self.steps[-1]
         if step not in self.steps:
             raise ValueError(f'step={step!r} has no checkpoint: use one of {self.steps}')
-        assert isinstance(step, int)
-        path = self.files.checkpoint(step)
+        path = self.files.checkpoint(self.steps[self.steps.index(step)])  # a plain int, also for one of numpy
         return self.files.load_checkpoint(path)['model'], path
 
 

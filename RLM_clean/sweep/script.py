@@ -53,6 +53,8 @@ def main(words: Sequence[str] | None = None) -> int:
                 f'launcher={values["launcher"]} is for sweeps, and this is one run: give several values of an option, '
                 'or repetitions, or use launcher=local'
             )
+        from RLM_clean import init  # noqa: F401 - it registers what is imported there (docs/extending.md)
+
         line = run_words(values)
         if dry_run:
             return list_run(line)
@@ -181,6 +183,11 @@ def _is_begun(outname: str, config: Config) -> bool:
 
 def sweep_words(values: Values, varied: Sequence[str]) -> list[str]:
     """The command line of a sweep over the options `varied`."""
+    if 'zipf_levels' in varied and ',' in values['zipf_levels']:
+        raise ValueError(
+            f'zipf_levels={values["zipf_levels"]!r} has a value with a comma, which would be read as two: give such a '
+            'sweep as a TOML file, with zipf_levels = ["0,2", "all"] (docs/sweeps.md)'
+        )
     outname = values['outname'] or f'{values["results_dir"]}/{_sweep_folder(values, varied)}'
     words = [f'--outname={outname}', *_option_words(values)]
     words += [f'--grid={name}={",".join(values[name].split())}' for name in varied]

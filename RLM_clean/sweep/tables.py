@@ -104,8 +104,15 @@ def data_set(results: Results, records: bool) -> xarray.Dataset:
         stored = {**{name: name for name in (*RECORDED, *levels)}, 'learning_rate': 'lr'}
         for name, key in stored.items():
             variables[name] = ((*dimensions, 't'), results.curves(key), _attributes(name))
-    options = {name: int(value) if isinstance(value, bool) else value for name, value in shared.items()}
+    options = {name: _plain(value) for name, value in shared.items()}
     return xarray.Dataset(variables, coordinates, {'sweep': str(results.plan.folder), **options})
+
+
+def _plain(value: Any) -> Any:
+    """A value that every format of netCDF can hold: 32 bits are the integers of its third version."""
+    if isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, int) and abs(value) >= 2**31 else value  # a seed is exact as a float
 
 
 def _attributes(name: str) -> dict[str, str]:

@@ -145,6 +145,15 @@ def test_a_sweep_its_runs_and_its_frames_are_drawn(tmp_path: Path) -> None:
     assert legend_texts(plots.compare(frame.query('lr == 0.1')))[:2] == ['beta = 1', 'beta = 2']
     mixed = [results.runs[0], frame.query('beta == 2'), load_run(results.runs[1]), str(tmp_path / 'beta1_lr0.01')]
     assert legend_texts(plots.compare(mixed))[:4] == [everything[i] for i in (0, 2, 3, 1)]
+    grown = Plan(tmp_path, (read_axis(['beta=1,2,3']), plan.axes[1]), SMALL, execution={'threads': '1'})
+    save_plan(grown)
+    unfinished = sweep.load(tmp_path)
+    for given in (unfinished, unfinished.to_pandas()):
+        assert legend_texts(plots.compare(given))[:4] == everything  # beta = 3 waits
+    with pytest.raises(ValueError, match='no run of the sweep has a record yet: wait for its first evaluation'):
+        plots.compare(unfinished.to_pandas().query('beta == 3'))
+    with pytest.raises(ValueError, match='no run of the sweep has a record yet'):
+        plots.compare(unfinished.runs[-1:])
     RunFiles(results.runs[0]).remove()
     with pytest.raises(ValueError, match=r'beta1_lr0\.01. is not a run'):
         plots.compare(frame)
@@ -261,7 +270,7 @@ def test_what_is_not_a_run_is_named_with_what_to_give(folder: Path, monkeypatch:
     (folder / 'empty').mkdir(exist_ok=True)
     cases = {
         'no_run': r"'no_run' is not a run \(no_run_config.pt does not exist\): give the outname of a run",
-        'x_*': r"'x_\*' fits no run: give a pattern such as results/rlm_\*",
+        'x_*': r"'x_\*' fits no run: see ls results; those of a sweep are as 'results/my_sweep/\*'",
         'empty': r"'empty' is a folder: give the runs in it, as 'empty/\*'",
         '': "'' is not a run",
     }
@@ -290,6 +299,8 @@ def test_the_command_draws_into_a_file_and_says_where(
     for name, start in (('one.pdf', b'%PDF'), ('two.svg', b'<?xml'), ('deep/three.png', b'\x89PNG')):
         assert main([str(folder / 'rlm_*'), '--out', name]) == 0
         assert Path(name).read_bytes().startswith(start)
+    assert main([str(folder / 'rlm_2'), '--out', 'between.png', str(folder / 'rlm_10')]) == 0
+    assert (matplotlib.image.imread('between.png') == matplotlib.image.imread('compare.png')).all()
 
 
 def test_the_command_answers_bad_input_with_one_line_and_status_2(

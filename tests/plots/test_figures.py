@@ -25,7 +25,7 @@ from small_runs import make_language, tiny
 
 from RLM_clean import plots
 from RLM_clean.analysis import baselines, counting
-from RLM_clean.datasets import RHM, RLM, TreeGrammar
+from RLM_clean.datasets import RHM, RLM, TreeGrammar, Unambiguous
 from RLM_clean.exact import correlations, entropies, inference, theory
 from RLM_clean.plots import style
 
@@ -335,6 +335,11 @@ def test_rule_maps_draw_the_probabilities_down_to_the_lowest_colour() -> None:
         assert image.norm.vmin == 1e-5 and image.norm.vmax == 1
 
 
+def test_rule_maps_of_few_symbols_show_all_of_them() -> None:
+    figure: Any = plots.rule_maps(RLM(v=3, L=1))
+    assert [bool(axes.get_images()) for axes in figure.axes] == [True, True, True, False]  # the last is the colour bar
+
+
 def test_ranked_rules_are_sorted_and_averaged_over_symbols() -> None:
     lines = axes_of('ranked_rules').get_lines()
     assert [line.get_label() for line in lines] == [f'beta = {beta:g}' for beta in BETAS]
@@ -524,6 +529,21 @@ def test_the_decay_between_the_ends_of_sub_trees_has_the_slope_of_the_eigenvalue
     line = np.asarray(dashed.get_ydata())
     np.testing.assert_allclose(line[1:] / line[:-1], (left * right) ** 2)
     assert line[2] == pytest.approx(values[2])
+
+
+def test_different_languages_have_different_names_in_legends() -> None:
+    languages = [
+        RLM(v=4, L=2), RLM(v=8, L=2), RLM(v=4, L=2, beta=1.0), RLM(v=4, L=2, beta=1.0).filtered(1),
+        Unambiguous(v=4, L=2, sigma=1.0), Unambiguous(v=4, L=2, sigma=2.0),
+    ]  # fmt: skip
+    names = [
+        'RLM, v = 4, L = 2, beta = 2', 'RLM, v = 8, L = 2, beta = 2', 'RLM, beta = 1',
+        'RLM, beta = 1, filtered to k = 1', 'unambiguous, sigma = 1', 'unambiguous, sigma = 2',
+    ]  # fmt: skip
+    for draw in (plots.ladder, plots.ambiguity_by_level):
+        known = languages if draw is plots.ladder else [languages[i] for i in (0, 1, 2, 4, 5)]  # filtered: few levels
+        labels = draw(known).get_legend_handles_labels()[1]
+        assert [label for label in labels if label in names] == [names[languages.index(one)] for one in known]
 
 
 def test_figures_of_languages_take_grammars_of_other_rules() -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from interrupted_runs import train_until
@@ -129,9 +130,18 @@ def test_the_last_model_is_opened_by_default(finished: Path) -> None:
     final = torch.load(f'{finished}.pt', weights_only=True)['model']
     for step in (None, 24):
         assert all(torch.equal(tensor, final[name]) for name, tensor in run.model(step).state_dict().items())
-    for absent in (7, -1, 'last'):
+    for absent in (7, -1, 'last', 1.5):
         with pytest.raises(ValueError, match=f'step={absent!r} has no checkpoint: use one of'):
             run.model(absent)
+
+
+def test_a_step_may_be_a_number_of_numpy(finished: Path) -> None:
+    """As an index of a data frame gives it."""
+    run = load_run(finished)
+    for step in run.steps:
+        expected = run.model(step).state_dict()
+        found = run.model(np.int64(step)).state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 @pytest.mark.parametrize('dataset', ('rlm', 'rhm'))

@@ -376,6 +376,14 @@ def test_the_folder_of_a_sweep_says_what_its_runs_share_and_what_varies(
     assert asked.plan(**variables)[0].folder == Path(folder)
 
 
+def test_values_of_levels_with_a_comma_are_not_taken_apart(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
+    assert asked(dataset='rhm', num_layers=3, zipf=1, zipf_levels='0,2 all') == 2
+    assert "zipf_levels='0,2 all' has a value with a comma, which would be read as two" in capsys.readouterr().err
+    assert asked.config(dataset='rhm', num_layers=3, zipf=1, zipf_levels='0,2').zipf_levels == '0,2'
+    plan, _ = asked.plan(dataset='rhm', num_layers=3, zipf=1, zipf_levels='leaves all')
+    assert plan.axes[0].column('zipf_levels') == ['leaves', 'all']
+
+
 def test_what_a_sweep_asks_of_slurm_is_passed_on(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
     _, said = asked.plan(beta='1 2', launcher='slurm', partition='gpu', gpus=1, minutes=30)
     assert (said['launcher'], said['partition'], said['gpus'], said['minutes']) == ('slurm', 'gpu', 1, 30)

@@ -156,6 +156,18 @@ def test_a_data_set_comes_back_from_a_file(results: Results, records: bool, tmp_
         assert again.identical(data)
 
 
+def test_a_data_set_with_a_large_seed_can_be_written(tmp_path: Path) -> None:
+    """The writer of scipy has 32-bit integers."""
+    import xarray
+
+    plan = make(tmp_path / 'sweep', 'num_features=6,8', seed_sample=2**32 - 1)
+    for run in plan.runs:
+        train(run.config)
+    sweep.load(plan.folder).to_xarray().to_netcdf(tmp_path / 'sweep.nc', engine='scipy')
+    with xarray.open_dataset(tmp_path / 'sweep.nc', engine='scipy') as again:
+        assert again.attrs['seed_sample'] == 2**32 - 1
+
+
 # ---------------------------------------------------------------------- without the packages
 
 
