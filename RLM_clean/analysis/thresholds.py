@@ -43,7 +43,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Search:
-    """A search for the size of the training set from which on the value of a seed is at most `bound`.
+    """A search for the size of the training set at which the value of a seed falls to `bound` or below.
 
     Attributes:
         bound: a criterion is met where a value is at most this.

@@ -4,9 +4,9 @@ code.sh gives its variables as NAME=VALUE, then its own arguments, which win:
 
     python -m RLM_clean.sweep.script dataset=rlm beta=2 ... -- --beta 1.5
 
-Several values of an option, or repetitions, make a sweep. With a level as `threshold`, the size of the training set is
-sought from which on it is learnt (`RLM_clean.sweep.thresholds`), for each value. With --check in front only the names
-of the arguments are checked; torch is not needed for that.
+Several values of an option, or repetitions, make a sweep. With a level as `threshold`, the size of the training set at
+which it is learnt is sought (`RLM_clean.sweep.thresholds`), for each value. With --check in front only the names of the
+arguments are checked; torch is not needed for that.
 """
 
 from __future__ import annotations

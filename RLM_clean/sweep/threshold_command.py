@@ -24,7 +24,7 @@ from RLM_clean.training.progress import say
 
 _USAGE = """python -m RLM_clean.sweep threshold --outname FOLDER --level L [--grid NAME=VALUES ...]
        [--repetitions R] [--NAME VALUE ...]"""
-_DESCRIPTION = """Find the training-set size from which on a level of the tree is learnt, for each language of a grid,
+_DESCRIPTION = """Find the training-set size at which a level of the tree is learnt, for each language of a grid,
 by bisection over seeds that are trained together. The same command goes on where it was stopped or killed. The other
 options are those of a sweep: see docs/sweeps.md and docs/scaling.md."""
 

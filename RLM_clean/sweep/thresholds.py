@@ -1,4 +1,4 @@
-"""Thresholds: the training-set size from which on models learn a level of the tree, for a grid of languages.
+"""Thresholds: the training-set size at which models learn a level of the tree, for a grid of languages.
 
 The runs of a search are those of a sweep in one folder, whose axis holds what varies and `train_size`. Sizes are added
 as the search asks for them, so all that is known is in the files of the runs: a search that was stopped or killed goes
@@ -263,7 +263,7 @@ def threshold(
     group: int | None = None,
     say: Say = say,
 ) -> Threshold:
-    """The size of the training set from which on runs like `config` meet a criterion: a `Threshold`.
+    """The size of the training set at which runs like `config` meet a criterion: a `Threshold`.
 
         threshold(Config(outname='results/level2', dataset='rhm', num_features=8, num_layers=2, ...), level=2)
 

@@ -189,7 +189,7 @@ def step_products(config: Config) -> int:
 def default_threads(config: Config) -> int:
     """The threads of a run that names none: one for small steps, all cores for large ones.
 
-    On small matrix products, threads lose most of what they gain to waiting for each other (docs/benchmarks.md). One
+    On small matrix products, threads lose much of what they gain to waiting for each other (docs/benchmarks.md). One
     thread leaves the other cores to other runs, and makes the bits independent of their number.
     """
     if step_products(config) // processes() < _PRODUCTS_FOR_THREADS:
