@@ -31,7 +31,7 @@ GENERATOR_SEED: Check = (lambda x: 0 <= x < 2**32, 'a whole number from 0 to 2^3
 # What a dataset or a model may be: the library's own, and what init.register_dataset and init.register_model add.
 DATASETS = ['rlm', 'rhm', 'unambiguous']
 MODELS = ['transformer_mlm', 'transformer_clm', 'transformer_bert', 'fcn', 'cnn', 'lcn', 'gru']
-_OWN_MODELS = frozenset(MODELS)  # without those that are registered
+_OWN_DATASETS, _OWN_MODELS = frozenset(DATASETS), frozenset(MODELS)  # without those that are registered
 TRANSFORMERS = ('transformer_mlm', 'transformer_clm', 'transformer_bert')
 
 # What a model sees and predicts (tasks/), and the models of the library that can: those of 'all' predict at every
@@ -60,6 +60,20 @@ def option(default: Any, group: str, help: str, check: Check | None = None, choi
     return dataclasses.field(
         default=default, metadata={'group': group, 'help': help, 'check': check, 'choices': choices}
     )
+
+
+# Options that some values of another option make use of, and the others do not.
+_USES: dict[str, tuple[str, tuple[str, ...]]] = {
+    'beta': ('dataset', ('rlm',)),
+    'num_synonyms': ('dataset', ('rhm',)),
+    'sigma': ('dataset', ('unambiguous',)),
+    'num_heads': ('model', TRANSFORMERS),
+    'momentum': ('optim', ('sgd',)),
+    'warmup_time': ('scheduler', ('cosine-warmup',)),
+    'decay_time': ('scheduler', ('cosine', 'cosine-warmup')),
+    'max_epochs': ('regime', ('offline',)),
+    'batch_size': ('regime', ('online', 'offline')),
+}
 
 
 @dataclass(frozen=True)
@@ -284,6 +298,21 @@ class Config:
         names = [name for name in DEFAULTS if getattr(self, name) != getattr(default, name)]
         changed_depth = [] if self.num_layers == DEFAULTS['num_layers'] else ['num_layers']
         return {name: getattr(self, name) for name in DEFAULTS if name in names + changed_depth}
+
+    def unused(self) -> dict[str, str]:
+        """The options that have no use beside the others, whatever their values, and what they are for.
+
+        Registered datasets and models may use any.
+        """
+        found = {}
+        for name, (other, values) in _USES.items():
+            chosen = getattr(self, other)
+            registered = other in ('dataset', 'model') and chosen not in _OWN_DATASETS | _OWN_MODELS
+            if chosen not in values and not registered:
+                found[name] = f'{other}={" or ".join(values)}'
+        if not self.zipf:
+            found['zipf_levels'] = 'zipf above 0'
+        return found
 
     def first_difference(self, stored: dict[str, Any]) -> str | None:
         """The first option whose stored value differs and would change the run; None when there is none.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Container
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -259,11 +260,16 @@ def record_contexts(step: int, config: Config) -> int:
     the same records. A record takes 5% of the time of the steps since the one before, or 512 contexts where these take
     longer: in a step a sequence costs about three times as much as a context in a record.
     """
-    times = print_times(config.last_step, config.print_freq, config.save_freq)
+    times = _print_times(config.last_step, config.print_freq, config.save_freq)
     before = times[max(0, bisect_left(times, step) - 1)]
     return max(_FEWEST_CONTEXTS, int(3 * _RECORD_SHARE * (step - before) * config.step_size))
 
 
 def print_times(last: int, print_freq: int, save_freq: int) -> list[int]:
     """The steps with a record: the multiples of print_freq up to `last`, and every step with a checkpoint."""
-    return sorted({*range(0, last + 1, print_freq), *save_times(last, save_freq)})
+    return list(_print_times(last, print_freq, save_freq))
+
+
+@lru_cache(8)  # each record of a run asks for them
+def _print_times(last: int, print_freq: int, save_freq: int) -> tuple[int, ...]:
+    return tuple(sorted({*range(0, last + 1, print_freq), *save_times(last, save_freq)}))

@@ -66,7 +66,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except (DivergedError, OSError) as error:
         return _fail(f'{error}; the files of {config.outname} are as they were at the last checkpoint', 1)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and 'memory' not in str(error):
+        if not machine.is_out_of_memory(error):
             raise
         return _fail(f'memory ran out: lower batch_size={config.batch_size} or the size of the model', 1)
     except KeyboardInterrupt:

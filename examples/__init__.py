@@ -1,9 +1,14 @@
-"""Published results, one command each. Here is what these commands share: their options and their places."""
+"""Published results, one command each. Here is what these commands share: their options, their places, their ends."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from RLM_clean.runs import Run
 
 
 def make_parser(
@@ -29,3 +34,23 @@ def places(name: str, options: argparse.Namespace, runs: str | None = None) -> t
     form = '_deep' if options.deep else '_quick' if options.quick else ''
     folder = options.folder or Path('results', f'{runs or name}{form}')
     return folder, options.picture or folder / f'{name}.png'
+
+
+def trained(outname: Path, **values: Any) -> Run:
+    """A run with these options, trained if it is not complete yet.
+
+    What cannot be run ends the command with one line and status 2, as in `rlm-train`. A signal ends it with status 1
+    when the run is saved.
+    """
+    from RLM_clean.config import Config
+    from RLM_clean.runs import load_run
+    from RLM_clean.training import train
+
+    try:
+        status = train(Config(outname=str(outname), **values)).status
+    except ValueError as error:
+        print(f'error: {error}', file=sys.stderr)
+        raise SystemExit(2) from None
+    if status == 'interrupted':
+        raise SystemExit('interrupted: the same command goes on')
+    return load_run(outname)

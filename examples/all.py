@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -66,6 +67,16 @@ def run(name: str, quick: bool, printed: Path, note: Callable[[Outcome], None]) 
     ) as process:
         assert process.stdout is not None
         noted = start
+
+        def stop(number: int, frame: object) -> None:
+            """A signal to this process alone is passed on; one from the terminal, SIGINT, the example has got."""
+            process.send_signal(number)
+            raise KeyboardInterrupt
+
+        for name in ('SIGTERM', 'SIGHUP'):
+            number = getattr(signal, name)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, stop)
         try:
             for line in process.stdout:
                 print(line, end='', flush=True)
@@ -73,7 +84,7 @@ def run(name: str, quick: bool, printed: Path, note: Callable[[Outcome], None]) 
                 if time.perf_counter() - noted >= SECONDS_BETWEEN_NOTES:
                     noted = time.perf_counter()
                     note(so_far(None))
-        except KeyboardInterrupt:  # the example has it too, and saves its runs
+        except KeyboardInterrupt:  # the example saves its runs
             process.wait()
             note(so_far(None))
             raise
@@ -130,7 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write(kept, json.dumps(ordered, indent=1))
             write(folder / 'outcomes.md', table(ordered, folder))
 
-        run(name, options.quick, folder / f'{name}.txt', note)
+        try:
+            run(name, options.quick, folder / f'{name}.txt', note)
+        except KeyboardInterrupt:
+            raise SystemExit(f'{name}: interrupted: the same command goes on') from None
     print(f'the table is {folder / "outcomes.md"}')
     if any(outcome['status'] for outcome in outcomes.values()):
         raise SystemExit(1)

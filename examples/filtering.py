@@ -20,15 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from examples import make_parser, places
+from examples import make_parser, places, trained
 from RLM_clean import plots
 from RLM_clean.analysis import filtering, predictions
-from RLM_clean.config import Config
 from RLM_clean.exact.entropies import Estimate
 from RLM_clean.plots import style
 from RLM_clean.runs import load_run
 from RLM_clean.runs.run import Run
-from RLM_clean.training import train
 
 OPTIONS: dict[str, Any] = {
     'dataset': 'unambiguous', 'num_features': 4, 'num_layers': 3, 'objective': 'masked', 'mask_rate': 1 / 4,
@@ -78,16 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--seeds', type=int, default=3, help='runs with other grammars and models')
     parser.add_argument('--threads', default='auto', help='threads of the CPU')
     options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error(f'--seeds={options.seeds} trains no run: use 1 or more')
     folder, picture = places('filtering', options)
     changes = DEEP if options.deep else QUICK if options.quick else {}
     values = {**OPTIONS, **changes, 'threads': options.threads}
 
     found = []
     for seed in range(1, options.seeds + 1):
-        config = Config(outname=str(folder / f'seed{seed}'), seed_rules=seed, seed_model=seed, **values)
-        if train(config).status == 'interrupted':
-            return
-        found.append(measured(load_run(config.outname)))
+        run = trained(folder / f'seed{seed}', seed_rules=seed, seed_model=seed, **values)
+        found.append(measured(run))
         first = ', '.join(f'{row.step:.0f}' if math.isfinite(row.step) else 'never' for row in found[-1])
         print(f'seed {seed}: closest to BP_0, BP_1, ... from step {first}')
     print('\n'.join(table(found)))

@@ -109,10 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, axis in grid.items():
         words += ['--grid', f'{name}={",".join(str(value) for value in axis)}']
     if sweep.main(words) != 0:
-        return
+        raise SystemExit(1)
     results = sweep.load(folder)
-    if not np.isfinite(results['excess']).all():  # interrupted
-        return
+    if not np.isfinite(results['excess']).all():
+        raise SystemExit('mup: some runs are not done: the same command goes on with them')
     print('\n'.join(table(results)))
     panels = plots.panels(1, 2, size=(11, 4.4), sharey=True)
     for name, axes in zip(grid['parametrisation'], panels, strict=True):

@@ -14,13 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from examples import make_parser, places
+from examples import make_parser, places, trained
 from RLM_clean import plots
-from RLM_clean.config import Config
 from RLM_clean.plots import style
-from RLM_clean.runs import load_run
 from RLM_clean.runs.run import Run
-from RLM_clean.training import train
 
 MODEL: dict[str, Any] = {
     'num_features': 16, 'num_layers': 3, 'depth': 3, 'embedding_dim': 64, 'num_heads': 4, 'optim': 'adam', 'lr': 2e-3,
@@ -65,10 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         values = {**MODEL, **language, **changes, 'threads': options.threads}
         if options.max_iters is not None:
             values['max_iters'] = options.max_iters
-        outname = str(folder / name)
-        if train(Config(outname=outname, **values)).status == 'interrupted':
-            return
-        run = load_run(outname)
+        run = trained(folder / name, **values)
         print(f'{name}: {passed(run)}')
         plots.learning_curve(run.dynamics, run.floors, run.entropy, plots.run_title(run.config), axes)
     style.save(panels[0].figure, picture)

@@ -20,16 +20,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from examples import make_parser, places
+from examples import make_parser, places, trained
 from RLM_clean import plots
 from RLM_clean.analysis import interventions, probes
 from RLM_clean.analysis.interventions import Interchange, Steering, Values
 from RLM_clean.analysis.predictions import Table
 from RLM_clean.analysis.probes import NodeProbes
-from RLM_clean.config import Config
 from RLM_clean.plots import style
-from RLM_clean.runs import load_run
-from RLM_clean.training import train
 
 RUN: dict[str, Any] = {
     'dataset': 'rhm', 'num_features': 16, 'num_synonyms': 4, 'num_layers': 3, 'depth': 3, 'num_heads': 4,
@@ -49,10 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder, picture = places('steering', options)
     sizes = QUICK_SIZES if options.quick else SIZES
 
-    config = Config(outname=str(folder / 'rhm'), **{**RUN, **(QUICK if options.quick else {})})
-    if train(config).status == 'interrupted':
-        return
-    run = load_run(config.outname)
+    run = trained(folder / 'rhm', **{**RUN, **(QUICK if options.quick else {})})
     print(run)
     known = probes.probe_nodes(run, **sizes)
     exchanged = interventions.interchange(run, num_pairs=sizes['num_test'])

@@ -52,6 +52,11 @@ def make_language(config: Config) -> measures.Language:
     return measures.prepare_language(init.init_data(config), config.context_size, tasks.of(config))
 
 
+def same_weights(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether two models have the same weights, bit for bit."""
+    return all(torch.equal(a[name], b[name]) for name in a | b)
+
+
 def contents(outname: Path | str) -> dict[str, Any]:
     """Everything that the files of a run hold, by the ends of their names; the folder is the run's own."""
     files = RunFiles(outname)

@@ -18,13 +18,14 @@ from matplotlib.patches import Rectangle
 from readable import assert_readable
 
 from examples import denoising_transition, entropy_against_beta, filtering, mup, root, staircase, steering, tree
-from RLM_clean import sweep
+from RLM_clean import sweep, training
 from RLM_clean.analysis.interventions import Interchange, Steering, Values
 from RLM_clean.analysis.probes import NodeProbes
 from RLM_clean.datasets import RHM, RLM
 from RLM_clean.exact import entropies, inference, theory
 from RLM_clean.plots import panels, style
 from RLM_clean.runs import load_run
+from RLM_clean.training.lifecycle import Outcome
 
 EXAMPLES = sorted(path.stem for path in (ROOT / 'examples').glob('*.py') if path.stem != '__init__')
 PAGE = (ROOT / 'docs/examples.md').read_text(encoding='utf-8')
@@ -76,6 +77,38 @@ def test_the_deep_staircase_is_one_run_of_one_more_level(tmp_path: Path, monkeyp
     assert matplotlib.image.imread(tmp_path / 'results/staircase_deep/staircase.png').shape[1] == 715
     assert list(load_run(tmp_path / 'results/staircase_deep/rhm').floors) == [0, 1, 3, 7]
     assert not (tmp_path / 'results/staircase_deep/rlm.pt').exists()
+
+
+def test_bad_input_of_an_example_is_one_line_and_status_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for main, words, message in (
+        (staircase.main, ['--threads', 'abc'], "error: threads='abc' is out of range"),
+        (staircase.main, ['--max_iters', '0'], 'error: max_iters=0 is out of range'),
+        (filtering.main, ['--seeds', '0'], 'error: --seeds=0 trains no run: use 1 or more'),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(['--quick', *words])
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('main', [staircase.main, filtering.main, steering.main])
+def test_an_example_that_is_interrupted_does_not_say_that_it_is_done(
+    main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, 'train', lambda config: Outcome('interrupted', 1, [], {}, math.nan, math.nan))
+    with pytest.raises(SystemExit, match='interrupted: the same command goes on'):
+        main(['--quick'])
+
+
+def test_an_example_whose_sweep_fails_says_so(tmp_path: Path) -> None:
+    (tmp_path / 'file').touch()
+    with pytest.raises(SystemExit) as stop:
+        mup.main(['--quick', '--folder', str(tmp_path / 'file')])
+    assert stop.value.code == 1
 
 
 def test_the_sweep_of_the_root_can_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -204,6 +204,31 @@ def test_the_time_of_an_interrupted_example_is_kept(
     assert 'answer: 42' in (tmp_path / 'results/all/outcomes.md').read_text()
 
 
+def test_a_signal_to_all_examples_reaches_the_one_that_runs(tmp_path: Path) -> None:
+    """It saves, and its time is kept."""
+    (tmp_path / 'examples').mkdir()
+    (tmp_path / 'examples/__init__.py').touch()
+    (tmp_path / 'examples/long.py').write_text(
+        'import pathlib, signal, sys, time\n'
+        "def save(*_):\n    pathlib.Path('saved').touch()\n    sys.exit(1)\n"
+        "signal.signal(signal.SIGTERM, save)\nprint('run 1 of 2', flush=True)\ntime.sleep(60)"
+    )
+    code = (
+        'import os\nfrom examples import all as every\nevery.NAMES = ("long",)\n'
+        f'os.chdir({str(tmp_path)!r})\nevery.main([])'
+    )
+    with subprocess.Popen(
+        [sys.executable, '-c', code], cwd=every.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == '== long\n' and process.stdout.readline() == 'run 1 of 2\n'
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 1 and error == 'long: interrupted: the same command goes on\n'
+    assert (tmp_path / 'saved').exists()
+    assert json.loads((tmp_path / 'results/all/outcomes.json').read_text())['long']['status'] is None
+
+
 def test_an_unknown_example_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         every.main(['stairs'])

@@ -24,7 +24,7 @@ MEASURED = {
     'step': ('', 'last step'),
     'excess_error': ('nat', 'standard error of the last excess'),
     'best_loss': ('nat', 'test loss of the best model'),
-    'best_excess': ('nat', 'least excess of a record'),
+    'best_excess': ('nat', 'excess of the best model'),
     'best_step': ('', 'step of the best model'),
     'early_stop': ('', 'whether the run stopped early'),
     'run': ('', 'name of the run'),

@@ -156,11 +156,20 @@ class RunFiles:
         if step not in keep:
             path.unlink()
 
-    def retire_all(self, newest: int, keep: Container[int]) -> None:
-        """Retires the checkpoints before `newest`: a process killed between two files leaves several with 'resume'."""
+    def retire_all(self, newest: int, keep: Container[int], say: Callable[[str], None]) -> None:
+        """Retires the checkpoints before `newest`: a process killed between two files leaves several with 'resume'.
+
+        One that is damaged is not needed to go on: it is removed, with a line to `say`.
+        """
         for step in self.steps():
             if step < newest:
-                self.retire(step, keep)
+                try:
+                    self.retire(step, keep)
+                except UnreadableFileError as error:
+                    if not error.damaged:
+                        raise
+                    self.checkpoint(step).unlink()
+                    say(f'{self.checkpoint(step)} was damaged and is removed')
 
     def newest(self, say: Callable[[str], None]) -> dict[str, Any] | None:
         """The newest checkpoint that a run can go on from; None when it has to begin at step 0.

@@ -78,6 +78,8 @@ def _sweep(words: list[str]) -> int:
     request, execution = read_request(args, given)
     resources = read_resources(args)
     plan = _asked_plan(request, execution)
+    for line in without_use(plan):
+        say(line)
     if resources is None:
         for runs in by_shape(plan.runs):
             machine.check(runs[0].config)
@@ -115,6 +117,16 @@ def _stored(folder: str | Path) -> bool:
         return plan_file(folder).exists()
     except OSError:  # such as a name that is too long: making the folder will say so
         return False
+
+
+def without_use(plan: Plan) -> list[str]:
+    """A line for each option that the sweep names and none of its runs uses, such as beta where all are of the RHM."""
+    unused = [run.config.unused() for run in plan.runs]
+    return [
+        f'{name} has no use in these runs: it is for {unused[0][name]}'
+        for name in (*plan.varied, *plan.options)
+        if all(name in of_run for of_run in unused)
+    ]
 
 
 def listing(plan: Plan) -> str:

@@ -23,7 +23,7 @@ class Criterion:
     """What it takes to have learnt: the value of a run is at most `bound`.
 
     With H_k the floors of a run's own language, windows `below = 2^(l-1) - 1` and `whole = 2^l - 1` of level l, which
-    are those without and with the level, and its record of the least excess:
+    are those without and with the level, and its best model, that of the least excess:
 
         step        (loss - H_whole) / (H_below - H_whole): 1 for the best predictor that does not know the level, 0 for
                     the best that does; the bound is a fraction, 1/2 by default
@@ -85,7 +85,7 @@ class Criterion:
 
     def value(self, result: Result) -> float:
         """The value of a run that is done. Raises ValueError where its language has nothing to learn on the level."""
-        excess = min(record['excess'] for record in result.records)
+        excess = result.best['excess']
         if self.function is not None:
             return float(self.function(load_run(result.run.config.outname)))
         if self.level is None:

@@ -70,6 +70,9 @@ def launch(plan: Plan, workers: int, group: int | None = None, say: Say = say) -
                 return True
             say(f'{interruption.name}: the workers save and stop')
             driver.stop()
+        except Exception:  # of the driver, such as a disk that does not answer: the workers are well
+            driver.stop()
+            raise
         except BaseException:
             driver.kill()
             raise

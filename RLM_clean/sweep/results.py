@@ -51,11 +51,22 @@ class Result:
     def __fspath__(self) -> str:
         return self.run.config.outname
 
+    @property
+    def best(self) -> dict[str, Any]:
+        """The `step`, the `loss` and the `excess` of the best model; empty before the first record.
+
+        By the excess, which is exact or nearly so: the least of many noisy test losses lies below what was reached. At
+        the end of a run the best model is measured on all contexts; before, and in files of the first version, it is
+        the record with the least excess.
+        """
+        if 'excess' in self.end.get('best', {}):
+            return self.end['best']
+        least = min(self.records, key=lambda record: record['excess'], default=None)
+        return {'step': least['t'], 'loss': least['testloss'], 'excess': least['excess']} if least else {}
+
     def row(self) -> dict[str, Any]:
         """The run as a row of runs.csv: see `Results`."""
-        last = self.records[-1] if self.records else {}
-        # By the excess, which is exact or nearly so: the least of many noisy test losses lies below what was reached.
-        best = min(self.records, key=lambda record: record['excess'], default={})
+        last, best = self.records[-1] if self.records else {}, self.best
         options = {**self.run.config.to_dict(), **self.options}
         return {
             'run': self.run.name,
@@ -66,9 +77,9 @@ class Result:
             'step': last.get('t'),
             **{name: last.get(name) for name in RECORDED},
             'excess_error': self.end.get('excess_error'),
-            'best_loss': best.get('testloss'),
+            'best_loss': best.get('loss'),
             'best_excess': best.get('excess'),
-            'best_step': best.get('t'),
+            'best_step': best.get('step'),
             'early_stop': self.end.get('early_stop'),
         }
 
@@ -83,8 +94,9 @@ def read_result(run: PlannedRun, folder: Path) -> Result:
         content = load_file(files.final, tensors=False)
         contents.check(content, contents.FINAL, files.final)
         output = content['output']
-        end = {name: output[name] for name in ('excess_error', 'early_stop')}
-        result = Result(run, 'done', output['dynamics'], content['config'], _floors(output), end)
+        best = {name: content['best'][name] for name in ('step', 'loss', 'excess') if name in content['best']}
+        end = {'excess_error': output['excess_error'], 'early_stop': output['early_stop'], 'best': best}
+        result = Result(run, state(run, folder).status, output['dynamics'], content['config'], _floors(output), end)
     elif files.config.exists():
         content = load_file(files.config, tensors=False)
         contents.check(content, contents.CONFIG, files.config)

@@ -30,6 +30,8 @@ Values = dict[str, str]
 _SWITCHES = [name for name, default in DEFAULTS.items() if isinstance(default, bool)]
 _SEEDS = ('seed_rules', 'seed_sample', 'seed_model')
 _RESOURCES = ('partition', 'minutes', 'memory', 'gpus', 'cpus', 'notice')
+# Which seeds differ between repetitions, and what they derive from, as code.sh has them when they are not set.
+_OF_REPETITIONS = {'vary': 'rules,sample,model', 'seed': '0'}
 _RANGE = re.compile(r'\.\..*:')
 
 
@@ -43,16 +45,12 @@ def main(words: Sequence[str] | None = None) -> int:
         values = draw_seeds(read_words(words))
         varied = [name for name in _options(values) if is_several(values[name])]
         dry_run = is_on('dry_run', values['dry_run'])
+        _check_use(values, one=not varied)
         if varied or values['repetitions'] or values['threshold']:
             from RLM_clean.sweep.__main__ import main as start_sweep
 
             line = threshold_words(values, varied) if values['threshold'] else sweep_words(values, varied)
             return start_sweep(line + (['--dry-run'] if dry_run else []))
-        if values['launcher'] != 'local':
-            raise ValueError(
-                f'launcher={values["launcher"]} is for sweeps, and this is one run: give several values of an option, '
-                'or repetitions, or use launcher=local'
-            )
         from RLM_clean import init  # noqa: F401 - it registers what is imported there (docs/extending.md)
 
         line = run_words(values)
@@ -67,6 +65,25 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:  # while torch is imported
         return 130
+
+
+def _check_use(values: Values, one: bool) -> None:
+    """Raises ValueError for what has no use without repetitions, or for one run, where no option has several values."""
+    repeated = values['repetitions'] or values['threshold']  # a search has repetitions by default
+    for name, default in _OF_REPETITIONS.items():
+        if not repeated and values[name] != default:
+            raise ValueError(
+                f'{name}={values[name]} is for repetitions: give repetitions=R too; the seeds of one run are '
+                'seed_rules, seed_sample and seed_model'
+            )
+    if repeated or not one:
+        return
+    launcher = {'launcher': values['launcher']} if values['launcher'] != 'local' else {}
+    for name, value in {**launcher, **{name: values[name] for name in _RESOURCES if values[name]}}.items():
+        raise ValueError(
+            f'{name}={value} is for sweeps, and this is one run: give several values of an option, or repetitions, '
+            f'or {"use launcher=local" if name == "launcher" else "leave it out"}'
+        )
 
 
 def list_run(line: Sequence[str]) -> int:
@@ -192,7 +209,9 @@ def sweep_words(values: Values, varied: Sequence[str]) -> list[str]:
     words = [f'--outname={outname}', *_option_words(values)]
     words += [f'--grid={name}={",".join(values[name].split())}' for name in varied]
     if values['repetitions']:
-        words += [f'--{name}={values[name]}' for name in ('repetitions', 'vary', 'seed')]
+        words += [f'--repetitions={values["repetitions"]}']
+    if values['repetitions'] or values['threshold']:
+        words += [f'--{name}={values[name]}' for name in _OF_REPETITIONS]
     words += [f'--{name}={values[name]}' for name in _RESOURCES if values[name]]
     return [*words, f'--workers={values["workers"]}', f'--launcher={values["launcher"]}']
 

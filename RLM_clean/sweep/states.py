@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from RLM_clean.runs import contents
 from RLM_clean.runs.files import Record, RunFiles
 from RLM_clean.runs.locks import is_locked, try_lock
-from RLM_clean.runs.storage import atomic_write
+from RLM_clean.runs.storage import UnreadableFileError, atomic_write
 from RLM_clean.sweep.plan import Plan, PlannedRun
 from RLM_clean.training.progress import format_seconds
 
@@ -154,7 +154,22 @@ def failure(outname: str | Path) -> str | None:
 
 def pending(run: PlannedRun) -> bool:
     """Whether a run is still to be trained, by this process or another."""
-    return not RunFiles(run.config.outname).final.exists() and not failure_file(run.config.outname).exists()
+    return not is_complete(run) and not failure_file(run.config.outname).exists()
+
+
+def is_complete(run: PlannedRun) -> bool:
+    """Whether the files of a run are those of its end, and not of the end of a shorter one."""
+    files = RunFiles(run.config.outname)
+    if not files.final.exists():
+        return False
+    record = last_record(files.log)
+    if record is not None and record['t'] >= run.config.last_step:
+        return True
+    try:
+        output = files.load_final(tensors=False)['output']
+    except UnreadableFileError:
+        return True  # what reads its results says why
+    return bool(output['early_stop']) or output['step'] >= run.config.last_step
 
 
 # ---------------------------------------------------------------------- states
@@ -189,7 +204,7 @@ def state(run: PlannedRun, folder: Path) -> State:
     """How far a run is, from its files, without reading a model."""
     files = RunFiles(run.config.outname)
     record = last_record(files.log)
-    if files.final.exists():
+    if is_complete(run):
         return State(run, 'done', record)
     # Its worker may still hold its lock, for the other runs of its group.
     why = failure(run.config.outname)

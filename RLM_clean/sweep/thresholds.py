@@ -4,9 +4,9 @@ The runs of a search are those of a sweep in one folder, whose axis holds what v
 as the search asks for them, so all that is known is in the files of the runs: a search that was stopped or killed goes
 on, a search for another level uses the same runs, and `status`, `collect` and `work` do what they do for any sweep.
 
-Training is offline: P sequences, reshuffled each epoch, for `max_iters` steps whatever P is. What counts is the record
-with the least excess (early stopping). An excess is the mean of exact divergences on a fixed reference, not a noisy
-test loss, so its minimum over records is not biased by test noise.
+Training is offline: P sequences, reshuffled each epoch, for `max_iters` steps whatever P is. What counts is the best
+model, that of the record with the least excess (early stopping). Its excess is the mean of exact divergences on all
+contexts of a fixed reference, not a noisy test loss.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def train_together(configs: Sequence[Config]) -> Iterator[tuple[Config, Outcome 
 
 def explain(error: Exception, together: int) -> str:
     """Why a run failed that was trained with others, `together` in all: one line, with the remedy where it is known."""
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and 'memory' in str(error)):
+    if machine.is_out_of_memory(error):
         if together > 1:
             return 'memory ran out: use fewer workers or a smaller --group, and --retry-failed'
         return 'memory ran out: use fewer workers and --retry-failed, or a smaller batch_size and another outname'

@@ -53,6 +53,8 @@ def train(configs: Sequence[Config], say: Say = say) -> Iterator[Result]:
     runs: list[ActiveRun] = []
     with ExitStack() as stack:
         _claim(configs, runs, results, stack, say)
+        for run in runs:
+            run.interruption.stop_at_once()
         members = _prepare(runs, results)
         ensemble = _make_ensemble(members, results, say)
         for run in runs:

@@ -98,11 +98,10 @@ def claim(config: Config, say: Say = say) -> Iterator[ActiveRun]:
             return
         run.checkpoint = _find_checkpoint(config, files, stored, say)
         _make_folder(config, files)
-        for leftover in files.leftovers():
-            leftover.unlink()
-            say(f'{leftover} was left by a killed process and is removed')
-        run.interruption = stack.enter_context(Interruption(at_once=True))
-        with suppress(StopRequested):
+        if begun:  # otherwise this process does not hold the lock yet, and another one may be at work
+            run.remove_leftovers()
+        run.interruption = stack.enter_context(Interruption())
+        with suppress(StopRequested):  # from `ActiveRun.language` to `ActiveRun.start`
             yield run
 
 
@@ -131,7 +130,11 @@ class ActiveRun:
     interruption: Interruption = field(default_factory=Interruption)
 
     def language(self) -> Language:
-        """The language with its exact floors: from the files of a run that goes on, else computed."""
+        """The language with its exact floors: from the files of a run that goes on, else computed.
+
+        From now on a signal stops the set-up at once.
+        """
+        self.interruption.stop_at_once()
         rules = None if self.stored is None else self.stored['rules']
         seconds = init.num_rule_entries(self.config) / _RULE_ENTRIES_A_SECOND
         if rules is None and seconds > 3:
@@ -165,6 +168,12 @@ class ActiveRun:
             ) from None
         self.say(f'going on from step {trainer.step}')
 
+    def remove_leftovers(self) -> None:
+        """Removes the temporary files of a process that was killed."""
+        for leftover in self.files.leftovers():
+            leftover.unlink()
+            self.say(f'{leftover} was left by a killed process and is removed')
+
     def begin(self, language: Language, chosen: Machine) -> None:
         """Writes the _config.pt of a run that begins, or that becomes longer, and holds its lock.
 
@@ -181,11 +190,13 @@ class ActiveRun:
             self.files.remove()
         try:
             save({**content, **language.losses()}, self.files.config, new=not longer)
-        except FileExistsError:  # another process has begun the same run in the meantime
+        except (FileExistsError, FileNotFoundError):  # another process has begun the same run in the meantime
+            if not self.files.config.exists():
+                raise
             raise self.files.busy() from None
         self.stack.enter_context(self.files.claim())
-        if longer:  # the newest checkpoint has all that the final file of the shorter run had
-            self.files.final.unlink(missing_ok=True)
+        if not self.held:
+            self.remove_leftovers()
 
     def stopped(self) -> Outcome:
         """The outcome of a run that a signal stopped while it was set up: its files are as they were."""
@@ -232,9 +243,12 @@ def outcome(trainer: Trainer, status: str) -> Outcome:
 
 
 def describe(config: Config) -> str:
-    """One line with the options that differ from their defaults."""
-    changes = ' '.join(f'{name}={format_value(value)}' for name, value in config.changes().items())
-    return f'options: {changes}, all others at their defaults' if changes else 'all options at their defaults'
+    """One line with the options that differ from their defaults, and those of them that have no use in this run."""
+    changes = config.changes()
+    words = ' '.join(f'{name}={format_value(value)}' for name, value in changes.items())
+    unused = ', '.join(f'{name} (it is for {use})' for name, use in config.unused().items() if name in changes)
+    line = f'options: {words}, all others at their defaults' if words else 'all options at their defaults'
+    return f'{line}; without use here: {unused}' if unused else line
 
 
 def foresee(config: Config) -> str:
@@ -245,12 +259,15 @@ def foresee(config: Config) -> str:
     machine.check(config)
     files = RunFiles(config.outname)
     if not _check_folder(config, files) or config.resume == 'restart':
+        _check_required(config, False)
         return 'to train'
     _read_stored(config, files)
     output = files.load_final(tensors=False)['output'] if files.final.exists() else None
     if output is not None and (output['early_stop'] or output['step'] >= config.last_step):
         return 'there already'
     steps = files.steps()
+    _check_required(config, bool(steps))
+    _check_longer(config, files, bool(steps))
     return f'to go on from step {steps[-1]} to {config.last_step}' if steps else 'to train'
 
 
@@ -300,9 +317,24 @@ def _read_complete(config: Config, files: RunFiles) -> Outcome | None:
 
 def _find_checkpoint(config: Config, files: RunFiles, stored: dict[str, Any] | None, say: Say) -> dict[str, Any] | None:
     checkpoint = files.newest(say) if stored is not None else None
-    if config.resume == 'require' and checkpoint is None:
-        raise ValueError(f"resume='require' finds no checkpoint of outname={config.outname!r} to go on from: use auto")
+    _check_required(config, checkpoint is not None)
+    if stored is not None:
+        _check_longer(config, files, checkpoint is not None)
     return checkpoint
+
+
+def _check_required(config: Config, found: bool) -> None:
+    if config.resume == 'require' and not found:
+        raise ValueError(f"resume='require' finds no checkpoint of outname={config.outname!r} to go on from: use auto")
+
+
+def _check_longer(config: Config, files: RunFiles, found: bool) -> None:
+    """Raises ValueError for a shorter run that was finished, and that has no checkpoint to go on from."""
+    if files.final.exists() and not found:
+        raise ValueError(
+            f'{files.final} is finished, and its checkpoints are gone, so it cannot become longer: '
+            'use another outname, or resume=restart'
+        )
 
 
 def _make_folder(config: Config, files: RunFiles) -> None:

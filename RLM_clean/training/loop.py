@@ -117,8 +117,8 @@ class Trainer:
 
         The training loss is the mean over the steps since the last record; at step 0, that of the first batch. Accuracy
         and excess are those of `Reference.evaluate`, at the end on all contexts of the reference and before on as many
-        as `init.record_contexts` says; the loss is the floor on all contexts plus the excess. Raises DivergedError when
-        a loss is not finite.
+        as `init.record_contexts` says; the loss is the floor on all contexts plus the excess. At the end the best model
+        until then is measured on all contexts too. Raises DivergedError when a loss is not finite.
         """
         start = time.perf_counter()
         self.before_record = {name: getattr(self, name) for name in ('best', 'since_record', 'excess_error')}
@@ -132,6 +132,8 @@ class Trainer:
         if self.step == 0:
             self.since_record = [self.feed.first_loss(self.model, self.logits)]
         self.excess_error = found.excess_error
+        if self.ended:
+            self.best = self._best_on_all_contexts()
         self.seconds += time.perf_counter() - start
         record: Record = {
             't': self.step,
@@ -149,6 +151,30 @@ class Trainer:
         if found.excess < self.best.get('excess', math.inf):
             self.best = {'step': self.step, 'loss': loss, 'excess': found.excess, 'model': self.weights()}
         return record
+
+    def _best_on_all_contexts(self) -> dict[str, Any]:
+        """The best model so far, with its loss and excess on all contexts of the reference.
+
+        Of records on parts of the contexts the smallest is not to be compared with one on all of them.
+        """
+        if not self.best or self._on_all_contexts(self.best['step']):
+            return self.best
+        reference, weights = self.language.reference, self.weights()
+        self.model.load_state_dict(self.best['model'])
+        found = reference.evaluate(self.model, self.logits)
+        self.model.load_state_dict(weights)
+        return {**self.best, 'loss': reference.floor()[0] + found.excess, 'excess': found.excess}
+
+    def _would_be_as_it_is(self, before: dict[str, Any]) -> bool:
+        """Whether a run of this length, which may be longer than it was, has the record of this step as it is."""
+        times = init.print_times(self.config.last_step, self.config.print_freq, self.config.save_freq)
+        measured_again = bool(before['best']) and not self._on_all_contexts(before['best']['step'])
+        return self.step in times and self._on_all_contexts(self.step) and not measured_again
+
+    def _on_all_contexts(self, step: int) -> bool:
+        """Whether a record before the end is on all contexts of the reference."""
+        reference = self.language.reference
+        return reference.part(init.record_contexts(step, self.config)) is reference
 
     def take_back_record(self, before: dict[str, Any]) -> None:
         """Forgets the last record, which a longer run would not have made at this step, or on fewer contexts."""
@@ -187,10 +213,7 @@ class Trainer:
         # Runs of the first version chose the best model by its test loss, and did not keep its excess.
         if self.best and 'excess' not in self.best:
             self.best['excess'] = next(r['excess'] for r in self.dynamics if r['t'] == self.best['step'])
-        times = init.print_times(self.config.last_step, self.config.print_freq, self.config.save_freq)
-        reference = self.language.reference
-        whole = reference.part(init.record_contexts(self.step, self.config)) is reference
-        if 'before_record' in resume and not (self.step in times and whole):
+        if 'before_record' in resume and not self._would_be_as_it_is(resume['before_record']):
             self.take_back_record(resume['before_record'])
 
     def _check_finite(self, name: str, value: float, step: int) -> None:
@@ -233,7 +256,9 @@ class Recorder:
         self.times = init.print_times(last, config.print_freq, config.save_freq)
         self.kept = self.save_times if config.checkpoints else set()
         files.rewrite_log(trainer.dynamics)
-        files.retire_all(trainer.step, self.kept)
+        files.retire_all(trainer.step, self.kept, trainer.say)
+        # Of a shorter run that becomes longer. The newest checkpoint, which was read, has all that it had.
+        files.final.unlink(missing_ok=True)
         self.trackers = Trackers(config, trainer.language, trainer.step if trainer.dynamics else None, trainer.say)
 
     def visit(self) -> Record | None:

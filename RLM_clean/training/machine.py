@@ -197,6 +197,14 @@ def default_threads(config: Config) -> int:
     return max(1, available_cores() // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the CPU or on a GPU."""
+    words = ('out of memory', "can't allocate memory", 'not enough memory')  # CUDA; the CPU on Linux; on Windows
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
 def processes() -> int:
     """How many processes torchrun started for this run; 1 without it."""
     return int(os.environ.get('WORLD_SIZE', 1))

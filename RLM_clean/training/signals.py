@@ -15,22 +15,28 @@ class StopRequested(BaseException):
 class Interruption:
     """While entered, SIGTERM, SIGUSR1, SIGHUP and SIGINT only set a flag; a second SIGINT raises KeyboardInterrupt.
 
-    With `at_once` they raise StopRequested, until `wait_for_step` is called. One may be entered within another: a
-    signal that came to the inner one has come to both when the inner one is left.
+    Between `stop_at_once` and `wait_for_step` they raise StopRequested. One may be entered within another: a signal
+    that came to the inner one has come to both when the inner one is left.
 
     Only the main thread of a process may handle signals: elsewhere this does nothing.
     """
 
     NAMES = ('SIGTERM', 'SIGUSR1', 'SIGHUP', 'SIGINT')  # Windows lacks some of them
 
-    def __init__(self, at_once: bool = False) -> None:
-        self.at_once = at_once
+    def __init__(self) -> None:
+        self.at_once = False
         self.name: str | None = None
         self._before: dict[int, Any] = {}
 
     def requested(self) -> bool:
         """Whether a signal has come."""
         return self.name is not None
+
+    def stop_at_once(self) -> None:
+        """From now on signals raise StopRequested. Raises it where one has come already."""
+        self.at_once = True
+        if self.requested():
+            raise StopRequested
 
     def wait_for_step(self) -> None:
         """From now on signals only set the flag. Raises StopRequested where one has come already."""

@@ -142,6 +142,25 @@ def test_workers_that_die_at_their_start_do_not_stop_one_that_works(
     assert said.count('a worker ended with status 1 while it held no run') in (3, 4, 5)
 
 
+def test_an_error_of_the_driver_lets_its_workers_save(
+    tmp_path: Path, quick: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_sweep(tmp_path / 'sweep', 'beta=1,2')
+    quick('import signal\ndef save(*_): open(f"{folder}/saved{number}", "w").close(); sys.exit(0)\n'
+          'signal.signal(signal.SIGTERM, save); take(f"beta{number + 1}"); time.sleep(1000)')  # fmt: skip
+    original = local.Driver.serve
+
+    def serve(driver: local.Driver) -> bool:
+        if all(states.holder(plan.folder, run.name) for run in plan.runs):
+            raise OSError(5, 'Input/output error')
+        return original(driver)
+
+    monkeypatch.setattr(local.Driver, 'serve', serve)
+    with pytest.raises(OSError, match='Input/output error'):
+        local.launch(plan, 2, say=lambda line: None)
+    assert {path.name for path in plan.folder.glob('saved*')} == {'saved0', 'saved1'}
+
+
 def test_a_second_ctrl_c_stops_at_once_and_counts_as_no_death(tmp_path: Path, quick: Callable[[str], None]) -> None:
     """Also workers that do not come to an end."""
     plan = make_sweep(tmp_path / 'sweep', 'beta=1,2')

@@ -376,6 +376,24 @@ def test_the_folder_of_a_sweep_says_what_its_runs_share_and_what_varies(
     assert asked.plan(**variables)[0].folder == Path(folder)
 
 
+def test_seeds_of_repetitions_are_never_left_out(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
+    """A search repeats by default; a sweep and a run without repetitions have no use for them."""
+    for variables in ({'seed': 5}, {'beta': '1 2', 'vary': 'model'}):
+        assert asked(**variables) == 2 and asked.run is None and asked.sweep is None
+        name = next(name for name in variables if name != 'beta')
+        assert f'{name}={variables[name]} is for repetitions: give repetitions=R too' in capsys.readouterr().err
+    language = {'dataset': 'rhm', 'num_synonyms': 2, 'num_features': 4, 'num_layers': 2}
+    assert asked(**language, threshold=2, seed=5, vary='rules') == 8 and asked.sweep is not None
+    _, search = threshold_command.read_words(asked.sweep[1:])
+    assert (search.seed, search.vary) == (5, ('rules',))
+
+
+def test_what_is_for_slurm_is_refused_for_one_run(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
+    assert asked('--minutes', '7') == 2 and asked.run is None
+    assert 'minutes=7 is for sweeps, and this is one run' in capsys.readouterr().err
+    assert asked(minutes=7) == 7  # a variable of the shell, which may be there for other reasons
+
+
 def test_values_of_levels_with_a_comma_are_not_taken_apart(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
     assert asked(dataset='rhm', num_layers=3, zipf=1, zipf_levels='0,2 all') == 2
     assert "zipf_levels='0,2 all' has a value with a comma, which would be read as two" in capsys.readouterr().err

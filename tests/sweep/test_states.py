@@ -12,13 +12,14 @@ from unittest import mock
 
 import pytest
 from small_runs import train
-from small_sweeps import die_holding, make_sweep, statuses
+from small_sweeps import EXECUTION, die_holding, make_sweep, statuses
 
 from RLM_clean import sweep
 from RLM_clean.runs import locks
 from RLM_clean.runs.files import RunFiles
 from RLM_clean.runs.locks import is_locked
 from RLM_clean.sweep import states
+from RLM_clean.sweep.plan import Plan, save_plan
 
 
 def write_log(files: RunFiles, *steps: int) -> None:
@@ -96,6 +97,24 @@ def test_to_look_at_a_sweep_takes_no_lock(tmp_path: Path, monkeypatch: pytest.Mo
     assert statuses(plan) == ['interrupted', 'waiting']
     assert sweep.main(['status', str(plan.folder)]) == 0
     assert [states.pending(run) for run in plan.runs] == [True, True]
+
+
+def test_a_run_that_ended_earlier_than_it_is_asked_to_is_not_done(tmp_path: Path) -> None:
+    """Such as one that was trained there before the sweep; one that stopped early is done."""
+    short = make_sweep(tmp_path / 'sweep', 'beta=1,2', max_iters=8)
+    for run in short.runs:
+        train(run.config)
+    assert statuses(short) == ['done', 'done'] and not any(map(states.pending, short.runs))
+    plan = Plan(short.folder, short.axes, {**short.options, 'max_iters': 24}, execution=EXECUTION)
+    assert statuses(plan) == ['interrupted', 'interrupted'] and all(map(states.pending, plan.runs))
+    save_plan(plan)
+    assert [run.status for run in sweep.load(plan.folder)] == ['interrupted', 'interrupted']
+    for run in plan.runs:
+        train(run.config)
+    assert statuses(plan) == ['done', 'done'] and [run.records[-1]['t'] for run in sweep.load(plan.folder)] == [24, 24]
+    early = make_sweep(tmp_path / 'early', 'beta=1', max_iters=400, loss_threshold=10.0)
+    train(early.runs[0].config)
+    assert statuses(early) == ['done'] and states.state(early.runs[0], early.folder).step < 400
 
 
 # ---------------------------------------------------------------------- failures and the table

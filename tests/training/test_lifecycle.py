@@ -20,11 +20,12 @@ from unittest import mock
 import pytest
 import torch
 from helpers import arguments
-from small_runs import TINY, assert_same_run, contents, make_trainer, quiet, tiny, train
+from small_runs import TINY, assert_same_run, contents, make_trainer, quiet, same_weights, tiny, train
 
 from RLM_clean import init, measures
 from RLM_clean.config import Config
 from RLM_clean.main import main
+from RLM_clean.measures import Evaluation, Reference
 from RLM_clean.runs.files import RunFiles
 from RLM_clean.runs.run import load_run
 from RLM_clean.runs.storage import load
@@ -158,7 +159,10 @@ def test_a_kill_between_any_two_operations_on_files_is_survived(
         left = [path for path in copy.iterdir() if 'tmp-' in path.name]
         outcome = train(tiny(copy / 'run', max_iters=4, checkpoints=checkpoints, **ADAM), said.append)
         assert outcome.step == 4
-        assert len(left) <= 1 and all(any(str(path) in line for line in said) for path in left)
+        # This process has the number of the killed one: what was to become _config.pt is written over.
+        removed = [path for path in left if 'config' not in path.name]
+        assert len(left) <= 1 and all(any(str(path) in line for line in said) for path in removed)
+        assert not RunFiles(copy / 'run').leftovers()
         assert_same_run(copy / 'run', config.outname)
 
 
@@ -495,6 +499,34 @@ def test_a_run_that_another_process_begins_in_the_meantime_is_left_to_it(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ['run_config.pt']
 
 
+def test_a_file_that_another_process_is_writing_is_not_taken_for_a_leftover(tmp_path: Path) -> None:
+    """Before this process holds the lock of a run that begins, another one may be at work on it."""
+    other = tmp_path / '.run_config.pt.tmp-1'
+    other.touch()
+    said: list[str] = []
+
+    def look(*arguments: Any) -> Any:
+        assert other.exists()
+        return original(*arguments)
+
+    original = measures.prepare_language
+    with mock.patch.object(measures, 'prepare_language', look):
+        train(tiny(tmp_path / 'run', max_iters=4), said.append)
+    assert not other.exists() and f'{other} was left by a killed process and is removed' in said
+
+
+def test_of_two_processes_that_begin_a_run_the_later_one_is_refused(tmp_path: Path) -> None:
+    """The other one takes the temporary file of this one for a leftover, and removes it."""
+
+    def begun(content: Any, path: Path, new: bool = False) -> None:
+        path.write_bytes(b'of the other')
+        raise FileNotFoundError(path)
+
+    with mock.patch.object(lifecycle, 'save', begun), pytest.raises(ValueError, match='another process'):
+        train(tiny(tmp_path / 'run', max_iters=4))
+    assert [path.name for path in tmp_path.iterdir()] == ['run_config.pt']
+
+
 def test_a_checkpoint_with_the_optimizer_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
     config = tiny(tmp_path / 'run', **ADAM)
     _train_until(config, 12)
@@ -548,6 +580,32 @@ def test_a_run_made_longer_measures_the_record_at_its_former_end_again(tmp_path:
     assert_same_run(parts, whole)
 
 
+def test_the_best_model_is_measured_on_all_contexts_in_the_end(tmp_path: Path) -> None:
+    """Its record is on 512 of them, and smaller by chance than the excess on all."""
+    options = {**SAMPLED, 'num_features': 16, 'optim': 'adam', 'lr': 1e-2, 'max_iters': 600, 'print_freq': 10}
+    outcome = train(tiny(tmp_path / 'run', seed_rules=1, seed_model=1, **options))
+    run = load_run(tmp_path / 'run')
+    recorded = {record['t']: record['excess'] for record in run.dynamics}
+    best, found = outcome.best, run.reference.evaluate(run.model('best'), run.logits)
+    assert best['step'] == run.best_step == min(recorded, key=recorded.__getitem__)
+    assert best['excess'] == found.excess and best['loss'] == found.loss
+    assert found.excess > recorded[best['step']] + 0.005 and found.excess < recorded[600]
+
+
+def test_the_last_model_is_the_best_where_it_is_on_all_contexts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records on parts of the contexts have 0.5; on all of them every model has 0.6, but the last one 0.55."""
+    last = iter([0.55])
+
+    def evaluate(contexts: Reference, *_: Any) -> Evaluation:
+        return Evaluation(2.0, 0.5, 0.5 if len(contexts.inputs) < 4096 else next(last, 0.6), 0.0)
+
+    monkeypatch.setattr(Reference, 'evaluate', evaluate)
+    outcome = train(tiny(tmp_path / 'run', **SAMPLED))
+    assert outcome.best['step'] == 24 and outcome.best['excess'] == 0.55
+
+
 def test_all_contexts_that_there_are_are_always_summed_over() -> None:
     reference = measures.reference(init.init_data(tiny(num_layers=2)))
     assert reference.weights is not None and reference.part(1) is reference
@@ -571,6 +629,57 @@ def test_a_run_made_longer_is_the_run_that_was_so_long_from_the_start(tmp_path: 
         assert load_run(parts).dynamics[-1]['t'] == load_run(parts).steps[-1] == last
     train(tiny(whole, max_iters=90, max_epochs=1000, **options))
     assert_same_run(parts, whole)
+
+
+def test_a_damaged_checkpoint_that_is_not_needed_does_not_stop_a_longer_run(tmp_path: Path) -> None:
+    config = tiny(tmp_path / 'run', max_iters=20)
+    train(config)
+    path = RunFiles(config.outname).checkpoint(1)
+    path.write_bytes(path.read_bytes()[:-100])
+    said: list[str] = []
+    assert train(tiny(tmp_path / 'run', max_iters=40), said.append).step == 40
+    assert f'{path} was damaged and is removed' in said
+    train(tiny(tmp_path / 'whole/run', max_iters=40))
+    assert load_run(tmp_path / 'run').steps == [step for step in load_run(tmp_path / 'whole/run').steps if step != 1]
+    assert same_weights(*(load_run(tmp_path / name).model().state_dict() for name in ('run', 'whole/run')))
+
+
+def test_the_end_of_a_shorter_run_stays_until_the_longer_one_has_begun(tmp_path: Path) -> None:
+    config = tiny(tmp_path / 'run', max_iters=20)
+    train(config)
+    files = RunFiles(config.outname)
+    final = files.final.read_bytes()
+    with mock.patch.object(RunFiles, 'rewrite_log', side_effect=OSError(28, 'No space left')), pytest.raises(OSError):
+        train(tiny(tmp_path / 'run', max_iters=40))
+    assert files.final.read_bytes() == final
+    assert train(tiny(tmp_path / 'run', max_iters=40)).step == 40
+
+
+def test_a_finished_run_without_checkpoints_does_not_begin_again_to_become_longer(tmp_path: Path) -> None:
+    train(tiny(tmp_path / 'run', max_iters=20))
+    files = RunFiles(tmp_path / 'run')
+    for step in files.steps():
+        files.checkpoint(step).unlink()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    longer = tiny(tmp_path / 'run', max_iters=40)
+    for ask in (train, lifecycle.foresee):
+        with pytest.raises(ValueError, match=r'run\.pt is finished, and its checkpoints are gone, so it cannot become'):
+            ask(longer)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert train(tiny(tmp_path / 'run', max_iters=20)).status == 'complete'
+
+
+def test_a_required_checkpoint_is_foreseen_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="resume='require' finds no checkpoint"):
+        lifecycle.foresee(tiny(tmp_path / 'run', resume='require'))
+
+
+def test_options_without_use_are_named_at_the_start(tmp_path: Path) -> None:
+    said: list[str] = []
+    train(tiny(tmp_path / 'run', max_iters=1, num_synonyms=3, optim='adam', momentum=0.5), said.append)
+    assert 'without use here: num_synonyms (it is for dataset=rhm), momentum (it is for optim=sgd)' in said[0]
+    train(tiny(tmp_path / 'rhm', max_iters=1, dataset='rhm', num_synonyms=3, momentum=0.5), said.append)
+    assert sum('without use' in line for line in said) == 1
 
 
 def test_more_epochs_make_an_offline_run_longer(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, arguments, environment
-from small_runs import TINY, assert_same_run, contents, make_language, make_trainer, tiny, train
+from small_runs import TINY, assert_same_run, contents, make_language, make_trainer, same_weights, tiny, train
 from torch import Tensor, nn
 
 from RLM_clean import init
@@ -26,11 +26,6 @@ from RLM_clean.runs.run import load_run
 from RLM_clean.training import batches, machine
 from RLM_clean.training.batches import BatchFeed
 from RLM_clean.training.loop import DivergedError, Trainer
-
-
-def same_weights(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in a | b)
-
 
 # ---------------------------------------------------------------------- the times
 

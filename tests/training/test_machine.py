@@ -22,6 +22,13 @@ def check(**options: Any) -> None:
     machine.check(Config(outname='run', **options))
 
 
+def test_memory_that_ran_out_is_told_from_other_errors_that_name_memory() -> None:
+    for words in ('CUDA out of memory. Tried to allocate', "DefaultCPUAllocator: can't allocate memory: you tried"):
+        assert machine.is_out_of_memory(RuntimeError(words))
+    assert machine.is_out_of_memory(MemoryError()) and not machine.is_out_of_memory(ValueError('out of memory'))
+    assert not machine.is_out_of_memory(RuntimeError('CUDA error: an illegal memory access was encountered'))
+
+
 def test_auto_is_the_first_device_there_is(monkeypatch: pytest.MonkeyPatch):
     for cuda, mps, expected in ((True, True, 'cuda'), (False, True, 'mps'), (False, False, 'cpu')):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda cuda=cuda: cuda)

@@ -33,7 +33,8 @@ def start(outname: Path, **options: Any) -> subprocess.Popen[str]:
 
 
 def test_a_signal_raises_at_once_until_the_run_starts() -> None:
-    with Interruption() as outer, Interruption(at_once=True) as interruption:
+    with Interruption() as outer, Interruption() as interruption:
+        interruption.stop_at_once()
         with pytest.raises(StopRequested):
             signal.raise_signal(signal.SIGTERM)
         with pytest.raises(StopRequested):  # it came before
@@ -41,6 +42,13 @@ def test_a_signal_raises_at_once_until_the_run_starts() -> None:
         signal.raise_signal(signal.SIGUSR1)  # from now on it only sets the flag
         assert interruption.requested() and interruption.name == 'SIGUSR1' and not outer.requested()
     assert outer.name == 'SIGUSR1'
+
+
+def test_a_signal_before_the_set_up_listens_is_heard_when_it_does() -> None:
+    with Interruption() as interruption:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(StopRequested):
+            interruption.stop_at_once()
 
 
 @pytest.mark.slow
