@@ -34,8 +34,10 @@ OPTIONS: dict[str, Any] = {
     'dataset': 'rlm', 'depth': 3, 'embedding_dim': 64, 'num_heads': 4, 'optim': 'adam', 'lr': 2e-3, 'batch_size': 64,
     'warmup_time': 100, 'max_iters': 2048, 'decay_time': 2048, 'loss_threshold': 0, 'print_freq': 2048, 'save_freq': 1,
 }  # fmt: skip
+# For the option that varies beside beta, the values of v and of L.
+Planes = dict[str, dict[str, Sequence[int]]]
 BETAS: tuple[float, ...] = (0.5, 1, 1.5, 2, 2.5, 3, 4)
-PLANES: dict[str, dict[str, Sequence[int]]] = {
+PLANES: Planes = {
     'num_features': {'num_features': (8, 16, 32, 64), 'num_layers': (2,)},
     'num_layers': {'num_features': (16,), 'num_layers': (1, 2, 3, 4)},
 }
@@ -48,7 +50,7 @@ QUICK: dict[str, Any] = {
     'compile': 'off',
 }  # fmt: skip
 QUICK_BETAS = (1, 3)
-QUICK_PLANES: dict[str, dict[str, Sequence[int]]] = {
+QUICK_PLANES: Planes = {
     'num_features': {'num_features': (4, 8), 'num_layers': (1,)},
     'num_layers': {'num_features': (4,), 'num_layers': (1, 2)},
 }
@@ -63,6 +65,21 @@ def command(
     grid = [word for name, values in axes.items() for word in ('--grid', f'{name}={",".join(map(str, values))}')]
     words = ['--outname', str(folder), *grid, '--repetitions', str(repetitions), '--no-checkpoints']
     return [*words, *(f'--{name}={value}' for name, value in options.items())]
+
+
+def without_repeats(planes: Planes) -> Planes:
+    """The planes to train: the depth of the first one, which the second one has too, is left out of the second."""
+    (L,) = planes['num_features']['num_layers']
+    second = planes['num_layers']
+    return {**planes, 'num_layers': {**second, 'num_layers': [depth for depth in second['num_layers'] if depth != L]}}
+
+
+def with_shared_row(planes: Planes, found: dict[str, dict[str, Array]]) -> dict[str, Array]:
+    """What was found on the second plane, with the row of the first that belongs to it; its runs have the same seeds."""
+    (L,), (v,) = planes['num_features']['num_layers'], planes['num_layers']['num_features']
+    row, place = planes['num_features']['num_features'].index(v), planes['num_layers']['num_layers'].index(L)
+    first, second = found['num_features'], found['num_layers']
+    return {what: np.insert(second[what], place, first[what][row], axis=0) for what in second}
 
 
 def measured(results: Results) -> dict[str, Array]:
@@ -124,12 +141,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     repetitions, changes = (QUICK_REPETITIONS, QUICK) if options.quick else (REPETITIONS, {})
 
     found = {}
-    for name, plane in planes.items():
+    for name, plane in without_repeats(planes).items():
         if sweep.main(command(folder / name, betas, plane, repetitions, **{**OPTIONS, **changes})):
             raise SystemExit(1)
         found[name] = measured(sweep.load(folder / name))
         if np.isnan(found[name]['excess']).any():
             raise SystemExit('phase_diagram: some runs are not done: the same command goes on with them')
+    found['num_layers'] = with_shared_row(planes, found)
     panels = style.panels(2, 2, size=(11, 7.5))
     largest = max(float(values['excess'].mean(-1).max()) for values in found.values())
     least = min(float(values['excess'].mean(-1).min()) for values in found.values())

@@ -78,12 +78,18 @@ def test_the_phase_diagram_has_the_excess_of_each_point(
     monkeypatch.chdir(tmp_path)
     phase_diagram.main(['--quick'])
     printed = capsys.readouterr().out
-    results = sweep.load('results/phase_diagram_quick/num_layers')
-    excess = results['excess'].reshape(2, 2, 2)
-    for mean, spread in zip(excess.mean(-1).flat, excess.std(-1, ddof=1).flat, strict=True):
-        assert f'{mean:9.3f} +-{spread:5.3f}' in printed
-    learnt = phase_diagram.measured(results)['learnt'][1, 1]
-    loss, nothing, floor = (results[name].reshape(2, 2, 2)[1, 1] for name in ('testloss', 'floor_0', 'entropy'))
+    # v = 4, L = 1 belongs to both planes, and is trained once.
+    first, results = (sweep.load(f'results/phase_diagram_quick/{name}') for name in ('num_features', 'num_layers'))
+    assert first.axes['num_features'] == [4, 8] and results.axes['num_layers'] == [2]
+    rows = [line.split(maxsplit=1) for line in printed.splitlines() if re.match(r' +[12] .* \+-', line)]
+    shared = first['excess'].reshape(2, 2, 2)[0]
+    for name, excess in (('1', shared), ('2', results['excess'].reshape(2, 2))):
+        expected = [
+            f'{mean:.3f} +-{spread:5.3f}' for mean, spread in zip(excess.mean(-1), excess.std(-1, ddof=1), strict=True)
+        ]
+        assert [name, '    '.join(expected)] in rows
+    learnt = phase_diagram.measured(results)['learnt'][0, 1]
+    loss, nothing, floor = (results[name].reshape(2, 2)[1] for name in ('testloss', 'floor_0', 'entropy'))
     np.testing.assert_allclose(learnt, (nothing - loss) / (nothing - floor), rtol=1e-6)
     assert matplotlib.image.imread('results/phase_diagram_quick/phase_diagram.png').shape[1] > 1000
 
