@@ -74,10 +74,14 @@ def test(model: Model, inputs: Tensor, targets: Tensor, logits: Logits = apply_m
     """The mean loss (nats) and the accuracy of a model on inputs `(N, T)` and targets `(N,)` or `(N, T)`.
 
     The loss is the mean of -ln q(target), summed in float64; `logits(model, inputs)` gives the logits for the targets.
-    A target of -1 is left out; the targets of a sequence have equal weights, and so have the sequences. A module is in
-    eval mode during the call, and afterwards in the mode that it was in. Raises ValueError for logits at other
-    positions than the targets.
+    A target of -1 is left out; the targets of a sequence have equal weights, and so have the sequences that have any. A
+    module is in eval mode during the call, and afterwards in the mode that it was in. Raises ValueError for logits at
+    other positions than the targets, and where no sequence has a target.
     """
+    counted = targets != IGNORED
+    number = int((counted.any(1) if counted.dim() > 1 else counted).sum())
+    if number == 0:
+        raise ValueError(f'targets of shape {tuple(targets.shape)} are all left out: give a sequence with a target')
     loss, correct = 0.0, 0.0
     for scores, rows, y in _evaluate(model, inputs, targets, logits):
         _check_logits(scores, rows, y.shape)
@@ -87,13 +91,14 @@ def test(model: Model, inputs: Tensor, targets: Tensor, logits: Logits = apply_m
         weights = _target_weights(y.cpu())
         loss -= (log_q * weights).where(weights > 0, 0.0).sum().item()  # what is left out may be infinite
         correct += ((scores.argmax(-1) == y).cpu() * weights).sum().item()
-    return loss / targets.numel(), correct / targets.numel()
+    number *= targets[0].numel()  # the sum of the weights
+    return loss / number, correct / number
 
 
 def _target_weights(targets: Tensor) -> Tensor:
-    """The weights of targets `(N,)` or `(N, T)`, float64, 1 on average: 0 for those that are left out."""
+    """The weights of targets `(N,)` or `(N, T)`, float64: 0 where left out, 1 on average in a row that has others."""
     counted = (targets != IGNORED).double().view(len(targets), -1)
-    return (counted * (counted.shape[1] / counted.sum(1, keepdim=True))).view(targets.shape)
+    return (counted * (counted.shape[1] / counted.sum(1, keepdim=True).clamp(min=1))).view(targets.shape)
 
 
 def _evaluate(
@@ -209,10 +214,12 @@ class Reference(Contexts):
     def divergences(self, model: Model, predictors: Tensor, logits: Logits = apply_model) -> list[Estimate]:
         """`E KL(r_k || q)`, q the model, and its standard error, for each of K predictors r_k, in one pass.
 
-        `predictors (N, K, c)` or `(N, K, T, c)` hold their probabilities in the contexts of the reference.
+        `predictors (N, K, c)` or `(N, K, T, c)` hold their probabilities in the contexts of the reference. Raises
+        ValueError for logits of other positions or values than theirs.
         """
         found = []
         for scores, rows, r in _evaluate(model, self.inputs, predictors, logits):
+            _check_logits(scores, rows, r[:, 0].shape[:-1], r.shape[-1])
             log_q = torch.log_softmax(scores.to(r.device).double(), -1)
             log_q = log_q if rows is None else log_q[rows.to(r.device)]
             found.append(kl_divergence(r, log_q[:, None].expand_as(r)))
@@ -234,10 +241,12 @@ class Language:
     """A grammar with the exact losses of a task, in nats, and the contexts that models are measured on.
 
     `entropy` is the lowest loss of any model, `marginal` that of a predictor that sees nothing, `floors` those of the
-    best predictors from k tokens, {k: (value, standard error)}; which tokens these are, the task says. `contexts` says
-    on how many sampled contexts each floor rests, {k: number} as in `entropies.num_contexts`; empty for files of
-    earlier versions, which do not say. `filtered` are the predictions of BP_0, ..., BP_L in the contexts, where records
-    compare a model with them: see exact/filtered.py.
+    best predictors from k tokens, {k: (value, standard error)}; which tokens these are, the task says. For 'all',
+    `entropy` is the mean over the positions, as the loss is, while `marginal` and `floors` are those of the last token
+    alone: `marginal` is `H(x_n)`, not the mean loss of a predictor that sees nothing. `contexts` says on how many
+    sampled contexts each floor rests, {k: number} as in `entropies.num_contexts`; empty for files of earlier versions,
+    which do not say. `filtered` are the predictions of BP_0, ..., BP_L in the contexts, where records compare a model
+    with them: see exact/filtered.py.
     """
 
     grammar: TreeGrammar
@@ -329,9 +338,12 @@ def reference(
 ) -> Reference:
     """Contexts of `context_size` tokens (as many as there are by default), and the exact posteriors of the targets.
 
-    All contexts with their probabilities where there are at most `num_samples`, as for L = 1; otherwise those of
-    sampled sequences, as in `window_entropies`. `objective` is a task, or the name of one: for 'last' the contexts come
-    before x_n, and for 'all' the posteriors are those of the token after each position given the context up to it.
+    All contexts with their probabilities where there are at most `num_samples`, as for L = 1: for 'last' and 'all' (of
+    two tokens or more only if they make at most 2^24 sequences with the next token) and for 'root'. Otherwise, and
+    always for 'masked' and 'denoise', those of `num_samples` sampled sequences, or of fewer, at least 8, where these
+    would take more than some seconds, or their posteriors more than 2^24 numbers. `objective` is a task, or the name of
+    one: for 'last' the contexts come before x_n, and for 'all' the posteriors are those of the token after each
+    position given the context up to it.
 
     Raises ValueError for a context_size that the task cannot have, an unknown objective and fewer than 2 samples where
     sampled.
@@ -373,9 +385,9 @@ def excess_loss(
     eval mode meanwhile. `objective` is a task (`tasks.Masked(0.5)`, ...), or the name of one. For 'last' the model sees
     the last `context_size` tokens before x_n (n - 1 by default), and the best predictor sees the same.
 
-    All contexts are summed over, and the error is 0, where there are at most `num_samples`. Otherwise the mean is over
-    at most that many sampled contexts, the same ones in every call. Raises ValueError as `reference` does, for logits
-    of another shape, and for a model that returns something else than a tensor.
+    The contexts are those of `reference`. Where they are all there are, they are summed over, and the error is 0.
+    Otherwise the mean is over at most `num_samples` sampled contexts, the same ones in every call. Raises ValueError as
+    `reference` does, for logits of another shape, and for a model that returns something else than a tensor.
     """
     return reference(grammar, context_size, objective, num_samples).to(_device(model)).divergence(model, logits)
 

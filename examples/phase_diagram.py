@@ -75,7 +75,7 @@ def without_repeats(planes: Planes) -> Planes:
 
 
 def with_shared_row(planes: Planes, found: dict[str, dict[str, Array]]) -> dict[str, Array]:
-    """What was found on the second plane, with the row of the first that belongs to it; its runs have the same seeds."""
+    """What is found on the second plane, with the row of the first that belongs to it: its runs have the same seeds."""
     (L,), (v,) = planes['num_features']['num_layers'], planes['num_layers']['num_features']
     row, place = planes['num_features']['num_features'].index(v), planes['num_layers']['num_layers'].index(L)
     first, second = found['num_features'], found['num_layers']

@@ -528,6 +528,31 @@ def test_logits_at_every_position_are_not_taken_for_those_of_the_last(L: int) ->
         assert measure(model, logits=lambda model, inputs: model.last_logits(inputs)) == pytest.approx(measure(same))
 
 
+def test_logits_that_do_not_fit_the_predictors_are_refused() -> None:
+    """They would broadcast: for L = 1 those at every position, for as many contexts as positions, or one value."""
+    grammar = RLM(9, 1)
+    reference = measures.reference(grammar)
+    predictors = reference.posteriors[:, None].expand(-1, 2, -1)
+    assert reference.divergences(lambda x: torch.zeros(len(x), 9), predictors)[0][0] > 0
+    with pytest.raises(ValueError, match=r'logits of shape \(9, 1, 9\) do not fit targets of shape \(9,\): choose'):
+        reference.divergences(lambda x: torch.zeros(len(x), 1, 9), predictors)
+    with pytest.raises(ValueError, match=r'logits for 1 values of a target do not fit posteriors of 9'):
+        reference.divergences(lambda x: torch.zeros(len(x), 1), predictors)
+    whole = measures.reference(RLM(5, 2), None, 'all')
+    several = whole.posteriors[:, None].expand(-1, 2, -1, -1)
+    assert whole.divergences(lambda x: torch.zeros(*x.shape, 5), several)[1][0] > 0
+    with pytest.raises(ValueError, match=r'logits of shape \(125, 5\) do not fit targets of shape \(125, 3\): choose'):
+        whole.divergences(lambda x: torch.zeros(len(x), 5), several)
+
+
+def test_the_marginal_of_all_tokens_is_that_of_the_last_one_as_documented() -> None:
+    grammar = random_grammar(4, 2, 1)
+    language = measures.prepare_language(grammar, 3, 'all')
+    assert language.marginal == language.floors[0][0] == pytest.approx(entropies.marginal(grammar), abs=1e-14)
+    assert language.entropy == pytest.approx(measures.bayes_floor(grammar, 'all')[0], abs=1e-14)
+    assert language.entropy != pytest.approx(language.floors[3][0], abs=1e-3)
+
+
 def bad_calls() -> list[tuple[Callable[[], Any], str]]:
     grammar = RLM(9, 2)
     model = model_of(grammar)

@@ -9,7 +9,9 @@ in analysis/expectation_maximisation.py). `learning_curve` measures one on train
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Protocol
 
@@ -20,7 +22,7 @@ from RLM_clean.analysis import counting
 from RLM_clean.analysis.expectation_maximisation import KnownTree
 from RLM_clean.analysis.smoothing import AddConstant, Empirical, KneserNey, WittenBell
 from RLM_clean.config import Config
-from RLM_clean.datasets import TreeGrammar
+from RLM_clean.datasets import FilteredGrammar, TreeGrammar
 from RLM_clean.exact.entropies import mean_and_error
 from RLM_clean.measures import Reference, kl_divergence
 from RLM_clean.runs.files import Record
@@ -56,10 +58,11 @@ def learning_curve(grammar: TreeGrammar, reference: Reference, learner: Learner,
 
         baselines.learning_curve(run.rlm, run.reference, baselines.KneserNey(), [100, 1000, 10000])
 
-    Raises ValueError for sizes that are not whole or below 0, a reference of another task than the prediction of the
-    last token, and what the learner refuses.
+    A `KnownTree` without a `prior` gets that of the language. Raises ValueError for sizes that are not whole or below
+    0, a reference of another task than the prediction of the last token, a `KnownTree(shared=True)` where levels have
+    rules of their own, and what the learner refuses.
     """
-    width = _width(grammar, reference, learner)
+    width, learner = _width(grammar, reference, learner), _informed(learner, grammar)
     if any(not isinstance(size, Integral) or size < 0 for size in sizes):
         raise ValueError(f'sizes={list(sizes)} are not numbers of sequences: use 0 or more')
     sequences = training_set(grammar, max(sizes, default=0), width)
@@ -80,11 +83,12 @@ def learner_records(
 
         baselines.learner_records(run.rlm, run.reference, run.config, baselines.WittenBell(), run.steps)
 
-    Raises ValueError for steps below 0, a run that predicts several tokens or another one than the last, one in the
-    regime population, and what the learner refuses.
+    A `KnownTree` without a `prior` gets that of the language. Raises ValueError for steps below 0, a run that predicts
+    several tokens or another one than the last, one in the regime population, a `KnownTree(shared=True)` where levels
+    have rules of their own, and what the learner refuses.
     """
     _check_objective(config)
-    width = _width(grammar, reference, learner)
+    width, learner = _width(grammar, reference, learner), _informed(learner, grammar)
     if any(step < 0 for step in steps):
         raise ValueError(f'steps={list(steps)} are not steps of a run: use 0 or more')
     seen = [sequences_seen(config, step) for step in steps]
@@ -127,6 +131,18 @@ def _width(grammar: TreeGrammar, reference: Reference, learner: Learner) -> int:
     return size + 1
 
 
+def _informed(learner: Learner, grammar: TreeGrammar) -> Learner:
+    """A `KnownTree` with what it should know of the language; ValueError where it takes something else for known."""
+    if not isinstance(learner, KnownTree):
+        return learner
+    if isinstance(grammar, FilteredGrammar):
+        raise ValueError('KnownTree does not fit a filtered language, whose heads have no rules: use another learner')
+    if learner.shared and len(grammar.rules) > 1:
+        raise ValueError('KnownTree(shared=True) does not fit levels with rules of their own: use shared=False')
+    uniform = bool((grammar.prior == grammar.prior[0]).all())  # as by default, to the last bit
+    return learner if uniform or learner.prior is not None else replace(learner, prior=grammar.prior)
+
+
 def _check_objective(config: Config) -> None:
     if config.objective not in ('last', 'all'):
         raise ValueError(f"objective={config.objective!r} does not predict the next token: count for one with 'last'")
@@ -157,8 +173,8 @@ def ngram_records(
         baselines.ngram_records(run.rlm, run.reference, run.config, run.steps)
 
     The table has v^(k + 1) counts. Raises ValueError for a k that is not a window of the run, a constant that is not
-    above 0, steps that are not in order, a table that does not fit in memory, a run that predicts several tokens, and
-    one in the regime population.
+    finite and above 0, steps that are not in order, a table that does not fit in memory, a run that predicts several
+    tokens, and one in the regime population.
     """
     size, v = reference.inputs.shape[1], grammar.v
     posteriors = reference.posteriors
@@ -167,8 +183,8 @@ def ngram_records(
         raise ValueError("objective='all' has several targets: count for a run with objective='last'")
     if not 1 <= k <= size:
         raise ValueError(f'k={k} is not a valid window: use 1 to {size}')
-    if not constant > 0:
-        raise ValueError(f'constant={constant} is out of range: use a number above 0')
+    if not 0 < constant < math.inf:
+        raise ValueError(f'constant={constant} is out of range: use a finite number above 0')
     if v ** (k + 1) > counting.MAX_TABLE:
         raise ValueError(f'k={k} makes a table of {v}^{k + 1} counts: use a smaller window')
     if list(steps) != sorted(steps) or any(step < 0 for step in steps):

@@ -100,8 +100,9 @@ def collapse(
 
     with y_ij the log of the mean loss of point i of curve j, dy_ij its standard error, and Y_ij, dY_ij the master curve
     and its error there: a straight line by weighted least squares through the two neighbours of the point (the nearest
-    sizes below and above) in each other curve that has both. Points without any are not counted in N. Where less than
-    half of the points are counted, the collapse is not considered, since curves that are pulled apart have no misfit.
+    sizes below and above; one that is equal counts as either) in each other curve that has both. Points without any are
+    not counted in N. Where less than half of the points are counted, the collapse is not considered, since curves that
+    are pulled apart have no misfit.
 
     The minimum is found on a grid (a from -1 to 6, b from -2 to 2), and from its best point by Nelder and Mead's
     method. dy^2 is the mean of the variance over seeds at the point and of that at all points of the curve: of few
@@ -210,9 +211,8 @@ def _master(others: Iterable[tuple[Array, Array, Array]], x: Array) -> tuple[Arr
     """
     total = np.zeros((5, len(x)))
     for other_x, other_y, error in others:
-        above = np.searchsorted(other_x, x)
-        inside = (above > 0) & (above < len(other_x))
-        above[~inside] = 1
+        inside = (other_x[0] <= x) & (x <= other_x[-1])
+        above = np.searchsorted(other_x, x).clip(1, len(other_x) - 1)
         place = np.stack([above - 1, above])
         w = inside / error[place] ** 2
         distance, y = other_x[place] - x, other_y[place]

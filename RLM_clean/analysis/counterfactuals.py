@@ -31,10 +31,16 @@ def counterfactual_probs(grammar: TreeGrammar, inputs: Tensor, node: Node, symbo
     another one. In terms of messages, one-hot at b takes the place of the upward message of the node. `inputs (N, k)`
     are the k tokens before x_n, 1 <= k <= n - 1.
 
-    Raises ValueError for a node that there is not, for x_n itself, for symbols beside which no x_n is possible, and for
-    filtered languages.
+    Raises ValueError for a node that there is not, for x_n itself, for symbols beside which no x_n is possible, for
+    other inputs or symbols than these, and for filtered languages.
     """
-    evidence, one_hot = _evidence(grammar, inputs, node), torch.nn.functional.one_hot(symbols, grammar.v).double()
+    evidence = _evidence(grammar, inputs, node)
+    if symbols.shape != inputs.shape[:1]:
+        raise ValueError(
+            f'symbols of shape {tuple(symbols.shape)} do not fit {len(inputs)} contexts: give one for each'
+        )
+    _check_symbols('symbols', symbols, grammar.v)
+    one_hot = torch.nn.functional.one_hot(symbols, grammar.v).double()
     (level, place), levels = node, tree_levels(grammar, 0, inputs.device)
     prior = grammar.prior.to(inputs.device)
 
@@ -73,9 +79,19 @@ def _evidence(grammar: TreeGrammar, inputs: Tensor, node: Node) -> Tensor:
         raise ValueError('a filtered language has no symbols between its root and its heads: use its `.original`')
     if not (0 <= level <= grammar.L and 0 <= place < 2**level) or node == (grammar.L, n - 1):
         raise ValueError(f'node={node} is not a node beside x_n: use (l, i) with l from 0 to {grammar.L}, i < 2^l')
+    if inputs.dim() != 2 or not 1 <= inputs.shape[1] < n:
+        raise ValueError(
+            f'inputs of shape {tuple(inputs.shape)}: give (N, k), the k tokens before x_n, 1 <= k <= {n - 1}'
+        )
+    _check_symbols('inputs', inputs, grammar.v)
     evidence = torch.full((len(inputs), n), -1, dtype=torch.int64, device=inputs.device)
     evidence[:, n - 1 - inputs.shape[1] : n - 1] = inputs
     if place < 2**level - 1:
         width = n >> level
         evidence[:, place * width : (place + 1) * width] = -1
     return evidence
+
+
+def _check_symbols(name: str, symbols: Tensor, v: int) -> None:
+    if symbols.numel() and not 0 <= symbols.min() <= symbols.max() < v:
+        raise ValueError(f'{name} from {symbols.min()} to {symbols.max()} are no symbols of v={v}: use 0 to {v - 1}')

@@ -112,7 +112,8 @@ class FittedRules:
     Attributes:
         grammar: the language of the best start, with the exact posteriors of exact/inference.py.
         log_likelihoods: for each start, step by step, `ln P(training sequences)` in nats; with a `weight` above 0, plus
-            the logarithm of the density of the rules a priori, see `fit_rules`.
+            the logarithm of the density of the rules a priori, see `fit_rules`. The last one is that of the rules at
+            the end, except after a single pass, which gives that of the rules at the start.
         best: the number of the start whose last value is the largest.
         converged: for each start, whether it ended by its tolerance, not by `max_iterations`.
     """
@@ -139,6 +140,8 @@ class KnownTree:
     """The learner that knows the tree, the law of the root and whether levels share their rules, but not the rules.
 
     It predicts with the exact posterior of the rules that `fit_rules` estimates; the options are those of `fit_rules`.
+    For `prior=None` the root is uniform here; `baselines.learning_curve` and `baselines.learner_records` put the law of
+    the language in its place.
     """
 
     shared: bool = True
@@ -175,8 +178,11 @@ def fit_rules(
     maximum likelihood. The value, the logarithm of the likelihood plus `weight / v^2 sum_abc ln T[a, b, c]`, never
     falls. Iterations are extrapolated where this raises it more: R. Varadhan and C. Roland, Scand. J. Stat. 35, 335
     (2008). A start ends when an iteration gains no more than `tolerance` nats a sequence, or after `max_iterations`
-    passes over the sequences; the start with the largest value is the result. Start s has rows drawn uniformly from all
-    distributions over pairs, by the seed and s alone.
+    passes over the sequences; the start with the largest value is the result. An extrapolation takes up to three
+    passes; what is left of them at the end goes to plain iterations. Each pass gives the value of some rules and the
+    next ones, and the result are the last rules whose value is known: n - 1 iterations for 2 or 3 passes. With
+    `max_iterations=1` these are the rules after one iteration, and the only value is that of the rules before it, which
+    is not larger. Start s has rows drawn uniformly from all distributions over pairs, by the seed and s alone.
 
     `prior (v,)` is the law of the root, uniform by default. Equal sequences are worked on once. Raises ValueError for
     sequences that do not have the tokens of a tree or hold other numbers, and for options out of range.
@@ -223,7 +229,8 @@ def _climb(
     """The rules at the end of a start, the value of each step on the way, and whether it converged.
 
     `iterate(rules)` returns the value of rules and the rules of the next iteration. Two iterations in turn say where
-    many would lead, see `_extrapolated`; where that is worse than the first one, the second one is taken.
+    many would lead, see `_extrapolated`; where that is worse than the first one, the second one is taken. The one or
+    two passes that are left at the end are iterations; after a single pass the value is that of the rules before it.
     """
     value, once = iterate(rules)
     values, passes = [value], 1
@@ -241,6 +248,14 @@ def _climb(
             passes += 1
         values.append(value)
         rules, once = ahead, next_rules
+    if max_iterations == 1:
+        return once, values, False
+    for _ in range(max_iterations - passes):
+        value, twice = iterate(once)
+        values.append(value)
+        if values[-1] - values[-2] <= least:
+            return once, values, True
+        rules, once = once, twice
     return rules, values, False
 
 

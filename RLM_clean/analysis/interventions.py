@@ -222,6 +222,22 @@ def _mean(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.mean(), values.std() / len(values) ** 0.5
 
 
+def _ring_mean(values: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of values of pairs on a ring, of which neighbours share a context, and its standard error.
+
+    `kept (R,)` says which of the R pairs have a value. With d the deviations of N values from their mean,
+
+        error^2 = (sum_r d_r^2 + 2 sum_r d_r d_(r+1)) / (N (N - 1)),
+
+    the second sum over neighbours that both have a value: pairs further apart share nothing. It is left out where
+    chance makes it negative, so that the error is never below that of independent pairs.
+    """
+    mean, error = _mean(values)
+    deviations = values.new_zeros(len(kept)).masked_scatter(kept, values - mean)
+    shared = 2 * (deviations * deviations.roll(-1)).sum() / (len(values) * (len(values) - 1))
+    return mean, (error.square() + shared.clamp(min=0)).sqrt()
+
+
 def _variation(p: Tensor, q: Tensor) -> Tensor:
     return (p - q).abs().sum(-1) / 2
 
@@ -275,7 +291,8 @@ class Interchange:
         layers: the names of the layers, K of them.
         windows: how many of the last tokens come from the donor in the exact prediction: 0, 1, 3, 7, ..., all.
         number: the pairs of contexts for which all these mixtures have a probability above zero.
-        divergence: `E KL(P(x_n | mixture) || patched model)` in nats, and its standard error, `(K, windows)`.
+        divergence: `E KL(P(x_n | mixture) || patched model)` in nats, and its standard error, `(K, windows)`: with the
+            covariance of neighbouring pairs, which share a context.
     """
 
     layers: list[str]
@@ -296,8 +313,8 @@ def interchange(run: Run, step: int | None = None, num_pairs: int = 2048) -> Int
     largest k the donor, which the last layer always predicts: there the divergence is the excess of the model. The
     window of the lowest curve says how much of the context has arrived at the last position.
 
-    Contexts are those of the stream 'test', the donor of each is the next one, and pairs with a mixture of probability
-    zero, as an RHM has, are left out. Raises ValueError as `steering_effects` does.
+    Contexts are those of the stream 'test', the donor of each is the next one (that of the last one is the first), and
+    pairs with a mixture of probability zero, as an RHM has, are left out. Raises ValueError as `steering_effects` does.
     """
     check_next_token(run)
     model = model_at(run, model_steps(run)[-1] if step is None else step)
@@ -315,7 +332,7 @@ def interchange(run: Run, step: int | None = None, num_pairs: int = 2048) -> Int
     rows = []
     for layer, stream in activations(run, model, donors).items():
         log_q = _patched_prediction(run, model, inputs, layer, stream, -1).log()
-        rows.append([_mean(kl_divergence(p, log_q)) for p in exact])
+        rows.append([_ring_mean(kl_divergence(p, log_q), possible) for p in exact])
     values, errors = ([[pair[part] for pair in row] for row in rows] for part in (0, 1))
     divergence = Values(torch.tensor(values, dtype=torch.float64), torch.tensor(errors, dtype=torch.float64))
     return Interchange(layer_names(model), windows, len(inputs), divergence)

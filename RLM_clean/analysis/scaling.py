@@ -127,7 +127,9 @@ def fit_power_law(
     `t sqrt(S / (S - 1))` bootstrap standard deviations, t the quantile of Student's distribution with S - 1 degrees of
     freedom (percentiles of few seeds are too narrow: B. Efron and R. J. Tibshirani, An Introduction to the Bootstrap,
     1993). For one seed the relative residuals are resampled instead, scaled by sqrt(K / (K - p)) for K sizes and p
-    parameters, with t of K - p degrees of freedom. The interval of A is that of ln A.
+    parameters, with t of K - p degrees of freedom. The interval of A is that of ln A. A floor that is fitted may be
+    below 0 in the bootstrap: near 0 a bound would hide a part of the spread of all three numbers. Its interval begins
+    at 0 or above.
 
     Raises ValueError for fewer sizes than parameters and one more, for a mean loss that is not above the floor, for an
     exponent outside -10 to 10, or outside 0.01 to 10 where the floor is fitted, for a mean that is not known, and for
@@ -149,7 +151,8 @@ def fit_power_law(
     best = _fit(P, curve, curve, floor)
     _check_exponent(best.exponent, floor)
     replicas = list(_replicas(y, average, best, P, bootstraps, bootstrap_generator(seed)))
-    fits = np.array([(f.exponent, f.log_amplitude, f.floor) for f in (_fit(P, r, curve, floor) for r in replicas)])
+    refits = [_fit(P, replica, curve, floor, least=-math.inf) for replica in replicas]
+    fits = np.array([(f.exponent, f.log_amplitude, f.floor) for f in refits])
     freedom = len(y) - 1 if len(y) > 1 else len(P) - best.parameters
     around = [
         interval_around(value, float(np.std(column)), freedom, len(y))
@@ -157,7 +160,8 @@ def fit_power_law(
     ]
     return PowerLaw(
         best.exponent, around[0], math.exp(best.log_amplitude), _exp(around[1]),
-        best.floor, around[2] if floor is None else (floor, floor), (float(P[0]), float(P[-1])),
+        best.floor, (max(0.0, around[2][0]), around[2][1]) if floor is None else (floor, floor),
+        (float(P[0]), float(P[-1])),
         _drift(P, curve, best), 'seeds' if len(y) > 1 else 'residuals',
     )  # fmt: skip
 
@@ -213,8 +217,11 @@ class _Fit:
     parameters: int
 
 
-def _fit(P: Array, y: Array, scale: Array, floor: float | None) -> _Fit:
-    """The law with the smallest squares of `(y - law) / (scale - floor)`; `scale` alone where the floor is fitted."""
+def _fit(P: Array, y: Array, scale: Array, floor: float | None, least: float = 0.0) -> _Fit:
+    """The law with the smallest squares of `(y - law) / (scale - floor)`; `scale` alone where the floor is fitted.
+
+    A floor that is fitted is `least` or more.
+    """
     from scipy import optimize
 
     weights = 1 / (scale - (floor or 0))
@@ -232,7 +239,7 @@ def _fit(P: Array, y: Array, scale: Array, floor: float | None) -> _Fit:
         if floor is None:
             ww, ws, ss = weights @ weights, shape @ weights, (shape**2).sum(1)
             determinant = np.maximum(ww * ss - ws**2, _TINY)
-            above = np.maximum(0, (ss * (weights @ target) - ws * (shape @ target)) / determinant)
+            above = np.maximum(least, (ss * (weights @ target) - ws * (shape @ target)) / determinant)
         rest = target - above[:, None] * weights
         amplitude = np.maximum((shape * rest).sum(1) / (shape**2).sum(1), _TINY)
         return np.log(amplitude) - top, above, ((rest - amplitude[:, None] * shape) ** 2).sum(1)

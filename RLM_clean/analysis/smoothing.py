@@ -16,6 +16,7 @@ numbers for P sequences.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -103,7 +104,8 @@ class NgramPredictor:
 
     `mixtures` are those of 0, 1, ... tokens, each applied to the contexts that were seen; None where a length has no
     say. A mixture takes q_lower from the longest shorter length that has one, or is uniform where `interpolated` is
-    False. Contexts are at least as long as the longest mixture, and their last tokens count.
+    False. Contexts are at least as long as the longest mixture, and their last tokens count. Raises ValueError for
+    shorter ones, and for tokens outside 0..v - 1.
     """
 
     v: int
@@ -116,6 +118,11 @@ class NgramPredictor:
         k, (rows, size) = len(self.counts) - 1, contexts.shape
         if size < k:
             raise ValueError(f'contexts of {size} tokens are too short: give {k} or more, or learn with k={size}')
+        # Another number would be read as a token of another context.
+        if contexts.numel() and not 0 <= contexts.min() <= contexts.max() < self.v:
+            raise ValueError(
+                f'contexts hold symbols from {contexts.min()} to {contexts.max()}: use 0 to {self.v - 1}, as v={self.v}'
+            )
         q = torch.full((rows, self.v), 1 / self.v, dtype=torch.float64)
         seen, number = torch.arange(rows), torch.zeros(rows, dtype=torch.int64)
         for j, (counts, mixture) in enumerate(zip(self.counts, self.mixtures, strict=True)):
@@ -164,7 +171,7 @@ class AddConstant:
     """`q(x | c) = (N(c, x) + constant) / (N(c) + v constant)`, c the last k tokens (all of them by default).
 
     Uniform in contexts that were not seen. G. J. Lidstone, Trans. Fac. Actuaries 8, 182 (1920). Raises ValueError for a
-    constant that is not above 0 and a k that does not fit the sequences.
+    constant that is not finite and above 0 and a k that does not fit the sequences.
     """
 
     k: int | None = None
@@ -172,8 +179,8 @@ class AddConstant:
 
     def fit(self, sequences: Tensor, v: int) -> NgramPredictor:
         """What it predicts after training sequences `(P, m)` int64, of which the last token is the target."""
-        if not self.constant > 0:
-            raise ValueError(f'constant={self.constant} is out of range: use a number above 0')
+        if not 0 < self.constant < math.inf:
+            raise ValueError(f'constant={self.constant} is out of range: use a finite number above 0')
         counts = _counted(sequences, v, self.k)
         mixtures: list[Mixture | None] = [None] * len(counts)
         if counts:
@@ -191,7 +198,8 @@ class Empirical:
     default) with N(c) > 0. A context whose last token was never seen there has the frequencies of the target alone, and
     q is uniform after no sequence. The weight counts as observations of symbols drawn uniformly: one by default, whose
     bias vanishes as 1 / N(c). With `weight=0` q is the relative frequency itself, and the loss is infinite as long as a
-    possible symbol was not seen. Raises ValueError for a weight below 0 and a k that does not fit the sequences.
+    possible symbol was not seen. Raises ValueError for a weight that is below 0 or not finite and a k that does not fit
+    the sequences.
     """
 
     k: int | None = None
@@ -199,8 +207,8 @@ class Empirical:
 
     def fit(self, sequences: Tensor, v: int) -> NgramPredictor:
         """What it predicts after training sequences `(P, m)` int64, of which the last token is the target."""
-        if not self.weight >= 0:
-            raise ValueError(f'weight={self.weight} is out of range: use 0 or more')
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f'weight={self.weight} is out of range: use a finite number, 0 or more')
         counts = _counted(sequences, v, self.k)
         mixtures: list[Mixture | None] = []
         for level in counts:

@@ -275,8 +275,13 @@ class TreeGrammar(Dataset):
     def _depth(self, L: int | None) -> int:
         if L is None or L == self.L:
             return self.L
-        if not self.shared or L < 1:
-            raise ValueError(f'L={L} does not fit a grammar of depth {self.L} with rules of its own on each level')
+        if not self.shared:
+            raise ValueError(
+                f'L={L} does not fit a grammar of depth {self.L} with rules of its own on each level: '
+                f'use {self.L} or None'
+            )
+        if L < 1:
+            raise ValueError(f'L={L} is not a valid depth: use 1 or more, or None for the {self.L} of the grammar')
         return L
 
     def _batch_indices(self, first: int, count: int, stream: str) -> Tensor:

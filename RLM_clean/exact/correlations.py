@@ -4,6 +4,10 @@ Given its ancestor, a token is independent of the rest of the tree. So the law o
 matrices along its path, and the law of two tokens is that of the children of their lowest common ancestor, with one
 such product on either side: `T` is the rule tensor of a level, `P_L[a, b] = sum_c T[a, b, c]` leads to the left child
 and `P_R[a, c] = sum_b T[a, b, c]` to the right one. All numbers are float64, on the CPU.
+
+What two tokens say of each other falls exponentially with the height of their ancestor. So it is not the difference of
+two probabilities, which leaves their rounding of 1e-17: the covariance of the children of the ancestor is carried down
+to the tokens, by transition matrices without their eigenvalue 1 (see `covariance`), and keeps its digits.
 """
 
 from __future__ import annotations
@@ -63,39 +67,39 @@ def joint(grammar: TreeGrammar, i: int, j: int) -> Tensor:
 
     Raises ValueError for positions outside 0..2^L - 1.
     """
-    for position in (i, j):
-        _check_position(position, 2**grammar.L)
     if i > j:
         return joint(grammar, j, i).T
-    steps = transitions(grammar)
-    laws = _laws(grammar, steps)
+    steps, laws = _known(grammar, i, j)
     if i == j:
         return torch.diag(laws[-1][i])
-    height = (i ^ j).bit_length()
-    top = grammar.L - height
-    pair = children_law(grammar, top, laws[top][i >> height])
-    for level in range(top + 1, grammar.L):
-        # The bits of a position, from the highest, are the turns of its path: left (0) or right (1).
-        below = grammar.L - 1 - level
-        pair = steps[level][i >> below & 1].T @ pair @ steps[level][j >> below & 1]
-    return pair
+    return _descend(steps, _children_of_ancestor(grammar, laws, i, j), i, j)
 
 
 def covariance(grammar: TreeGrammar, i: int, j: int) -> Tensor:
     """`C[a, b] = P(x_i = a, x_j = b) - P(x_i = a) P(x_j = b)`, `(v, v)`; its rows and columns sum to zero.
 
+    With Q, A and B as in `joint`, `C = A^T (Q - Q_left Q_right^T) B`, `Q_left` and `Q_right` the sums of Q over its
+    columns and rows. The rows and columns of the difference sum to zero, so each transition matrix acts as the same
+    matrix less its mean row, whose largest eigenvalue is the second one of the chain: weak covariances have small
+    errors too, of about 1e-15 of the largest entry where siblings are correlated.
+
     Raises ValueError for positions outside 0..2^L - 1.
     """
-    pair = joint(grammar, i, j)
-    return pair - pair.sum(1, keepdim=True) * pair.sum(0)
+    if i > j:
+        return covariance(grammar, j, i).T
+    steps, laws = _known(grammar, i, j)
+    return _covariance(grammar, steps, laws, i, j)
 
 
 def mutual_information(grammar: TreeGrammar, i: int, j: int) -> float:
     """`I(x_i; x_j) = sum_ab P(a, b) ln(P(a, b) / (P(a) P(b)))` in nats; the entropy of the token for i = j.
 
-    Raises ValueError for positions outside 0..2^L - 1.
+    It is computed from `covariance`, of whose entries weak informations are the squares: these too have all their
+    digits but the last few. Raises ValueError for positions outside 0..2^L - 1.
     """
-    return _information(joint(grammar, i, j)).item()
+    i, j = min(i, j), max(i, j)
+    steps, laws = _known(grammar, i, j)
+    return _information(_covariance(grammar, steps, laws, i, j), laws[-1][i], laws[-1][j]).item()
 
 
 def mutual_information_by_distance(grammar: TreeGrammar, max_pairs: int = 2**12) -> Tensor:
@@ -115,27 +119,34 @@ def mutual_information_by_distance(grammar: TreeGrammar, max_pairs: int = 2**12)
     v, L = grammar.v, grammar.L
     steps = transitions(grammar)
     laws = _laws(grammar, steps)
+    centred = _centred(steps)
     # paths[w]: from a node `shared` levels above the leaves to the leaf w below it; the highest bit of w comes first.
+    # A product of centred matrices is the product of the matrices less a constant row.
     paths, shared = torch.eye(v, dtype=torch.float64)[None], 0
     means = torch.empty(L, dtype=torch.float64)
     for height in range(1, L + 1):
         level = L - height
         if shared == height - 2 and 2 * paths.numel() <= _PATH_ENTRIES:
-            left, right = steps[level + 1]
+            left, right = centred[level + 1]
             paths, shared = torch.cat((left @ paths, right @ paths)), height - 1
         T = grammar.level_rules(level).flatten(1)
         total = 0.0
         words = _pairs_of_height(grammar, height, max_pairs)
         for chunk in words.split(max(1, _ENTRIES_PER_BLOCK // v**2)):
             # Three fields of a word: the ancestor, and the paths to the tokens below its left and its right child.
-            nodes, where = torch.unique(chunk >> 2 * (height - 1), return_inverse=True)
-            pairs = (laws[level][nodes] @ T).view(-1, v, v)[where]
+            ancestors = chunk >> 2 * (height - 1)
+            nodes, where = torch.unique(ancestors, return_inverse=True)
+            pairs = _less_independent((laws[level][nodes] @ T).view(-1, v, v))[where]
             sides = chunk >> (height - 1), chunk
             for above in range(height - 2, shared - 1, -1):
-                left, right = (torch.stack(steps[L - 1 - above])[side >> above & 1] for side in sides)
+                left, right = (torch.stack(centred[L - 1 - above])[side >> above & 1] for side in sides)
                 pairs = left.mT @ pairs @ right
             left, right = (paths[side & len(paths) - 1] for side in sides)
-            total += _information(left.mT @ pairs @ right).sum().item()
+            # Tokens are numbered by their path from the root: that to the ancestor, a turn, and the path below it.
+            below = (1 << (height - 1)) - 1
+            tokens = ((2 * ancestors + turn << (height - 1)) + (side & below) for turn, side in enumerate(sides))
+            p, q = (laws[L][token] for token in tokens)
+            total += _information(left.mT @ pairs @ right, p, q).sum().item()
         means[height - 1] = total / len(words)
     return means
 
@@ -155,6 +166,52 @@ def _laws(grammar: TreeGrammar, steps: list[tuple[Tensor, Tensor]]) -> list[Tens
     return levels
 
 
+def _known(grammar: TreeGrammar, i: int, j: int) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+    """The transition matrices and the laws of all levels; ValueError for positions of no token."""
+    for position in (i, j):
+        _check_position(position, 2**grammar.L)
+    steps = transitions(grammar)
+    return steps, _laws(grammar, steps)
+
+
+def _children_of_ancestor(grammar: TreeGrammar, laws: list[Tensor], i: int, j: int) -> Tensor:
+    """The joint law `(v, v)` of the children of the lowest common ancestor of tokens i < j."""
+    height = (i ^ j).bit_length()
+    top = grammar.L - height
+    return children_law(grammar, top, laws[top][i >> height])
+
+
+def _descend(steps: list[tuple[Tensor, Tensor]], pair: Tensor, i: int, j: int) -> Tensor:
+    """`A^T pair B`, with the products A and B of transition matrices from these children to the tokens i and j."""
+    L = len(steps)
+    for level in range(L - (i ^ j).bit_length() + 1, L):
+        # The bits of a position, from the highest, are the turns of its path: left (0) or right (1).
+        below = L - 1 - level
+        pair = steps[level][i >> below & 1].T @ pair @ steps[level][j >> below & 1]
+    return pair
+
+
+def _covariance(grammar: TreeGrammar, steps: list[tuple[Tensor, Tensor]], laws: list[Tensor], i: int, j: int) -> Tensor:
+    """`covariance` for i <= j."""
+    if i == j:
+        return _less_independent(torch.diag(laws[-1][i]))
+    return _descend(_centred(steps), _less_independent(_children_of_ancestor(grammar, laws, i, j)), i, j)
+
+
+def _less_independent(pairs: Tensor) -> Tensor:
+    """`P(a, b) - P(a) P(b)` of joint laws `(..., v, v)`."""
+    return pairs - pairs.sum(-1, keepdim=True) * pairs.sum(-2, keepdim=True)
+
+
+def _centred(steps: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """The transition matrices less their mean rows, which are the same for differences of laws.
+
+    With the eigenvalue 1 of the matrices themselves, the rounding of a sum that should be zero would outlive what
+    falls with the other eigenvalues.
+    """
+    return [(left - left.mean(0), right - right.mean(0)) for left, right in steps]
+
+
 def _pairs_of_height(grammar: TreeGrammar, height: int, max_pairs: int) -> Tensor:
     """Numbers in 0..2^(L + height - 2) - 1, one for each pair of that height: all of them, or a sample."""
     bits = grammar.L + height - 2
@@ -164,14 +221,16 @@ def _pairs_of_height(grammar: TreeGrammar, height: int, max_pairs: int) -> Tenso
     return random_words(key, torch.arange(max_pairs)) & ((1 << bits) - 1)
 
 
-def _information(pairs: Tensor) -> Tensor:
-    """Mutual information of joint laws `(..., v, v)`, `(...)` nats.
+def _information(covariances: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """Mutual information `(...)` in nats, from covariances `(..., v, v)` and the laws `(..., v)` of the two tokens.
 
-    `sum_ab P(a) P(b) f(P(a, b) / (P(a) P(b)))` with `f(r) = r ln r - r + 1`: the terms `1 - r` sum to zero, and
-    without them the terms of weak correlations, which are of second order in r - 1, would drown in their rounding.
+    `sum_ab p(a) q(b) f(r)`, `f(r) = r ln r - r + 1`, with `r = P(a, b) / (p(a) q(b)) = 1 + C[a, b] / (p(a) q(b))`: the
+    terms `1 - r` sum to zero, and without them the terms of weak correlations, which are of second order in r - 1,
+    would drown in their rounding.
     """
-    independent = pairs.sum(-1, keepdim=True) * pairs.sum(-2, keepdim=True)
-    excess = torch.where(independent > 0, pairs / independent - 1, 0.0)
+    independent = p[..., :, None] * q[..., None, :]
+    # Not below -1, where rounding leaves an impossible pair; nor where the product of two rare symbols is zero.
+    excess = torch.where(independent > 0, covariances / independent, 0.0).clamp(min=-1)
     far = torch.xlogy(1 + excess, 1 + excess) - excess
     near = excess.square() * (1 / 2 - excess / 6 + excess.square() / 12)
     return (independent * torch.where(excess.abs() < 1e-3, near, far)).sum((-2, -1))

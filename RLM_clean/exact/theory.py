@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,13 +20,14 @@ from torch import Tensor
 # meets the largest of the N energies, sqrt(2 ln N) = 2 sqrt(ln v).
 BETA_FREEZING = 2.0
 
-# The trapezoidal rule on the line errs by about exp(-pi^2 / step) for integrands that are analytic up to imaginary
-# part pi/2, as functions of exp(-e^x) are: 1e-21 here.
+# The trapezoidal rule on the line errs by about exp(-pi^2 w / step) for integrands that are analytic up to imaginary
+# part w pi/2, as functions of exp(-e^(x / w)) are: 1e-21 for this step in units of w.
 _STEP = 0.2
 # Gaussian tails beyond this many standard deviations weigh less than 1e-38 in all.
 _GAUSSIAN_RANGE = 13.0
 # Where an integrand has fallen by this exponent, it is left out.
 _TAIL = 40.0
+_EULER_GAMMA = 0.5772156649015329
 
 
 # ---------------------------------------------------------------------- the thermodynamic limit of a rule
@@ -87,11 +87,11 @@ def beta_of_degiuli_temperature(x: float) -> float:
 
 
 def mean_log_partition(v: int, beta: float) -> float:
-    """The mean of `ln Z` over grammars at finite v, accurate to about 1e-12.
+    """The mean of `ln Z` over grammars at finite v, accurate to about 1e-12 of itself.
 
-    `E ln Z = integral dx [exp(-e^x) - phi(x)^N]`, `phi(x) = E_g exp(-e^(x + sigma g))`, since
-    `ln Z = integral dt/t (e^-t - e^(-t Z))` and the N = v^2 weights are independent. In nats. ValueError for v < 2 or
-    beta < 0.
+    `E ln Z = integral dx [1(x < 0) - phi(x)^N] - gamma`, `phi(x) = E_g exp(-e^(x + sigma g))`, gamma Euler's constant,
+    since `ln Z = integral dt/t (e^-t - e^(-t Z))` and the N = v^2 weights are independent. In nats. ValueError for
+    v < 2 or beta < 0.
     """
     return _rule_integrals(v, beta)[0]
 
@@ -109,46 +109,57 @@ def mean_rule_entropy(v: int, beta: float) -> float:
     """The mean over grammars of the entropy of one rule at finite v, accurate to about 1e-12 of ln Z.
 
     `E S = E ln Z - sigma^2 (1 - E sum p^2)`: the mean energy `sigma E sum_i p_i g_i` is `sigma^2 E sum_i (p_i - p_i^2)`
-    by Gaussian integration by parts. In nats, between 0 and 2 ln v. ValueError for v < 2 or beta < 0.
+    by Gaussian integration by parts. What is subtracted is an integral of its own,
+    `1 - E sum p^2 = E sum_(i != j) p_i p_j = N (N - 1) integral dx E_g[u e^-u]^2 phi(x)^(N-2)`, since sigma^2 would
+    multiply the rounding of a participation ratio near 1. In nats, between 0 and 2 ln v. ValueError for v < 2 or
+    beta < 0.
     """
-    log_partition, participation = _rule_integrals(v, beta)
-    return log_partition - beta**2 * math.log(v) * (1 - participation)
+    log_partition, _, others = _rule_integrals(v, beta)
+    return max(0.0, log_partition - beta**2 * math.log(v) * others)
 
 
-def _rule_integrals(v: int, beta: float) -> tuple[float, float]:
-    """`E ln Z` and `E sum p^2` of a rule, by the trapezoidal rule in x = ln t and in g."""
+def _rule_integrals(v: int, beta: float) -> tuple[float, float, float]:
+    """`E ln Z`, `E sum p^2` and `1 - E sum p^2` of a rule, by the trapezoidal rule in x = ln t."""
     _check_rule(v, beta)
     N, sigma = float(v) ** 2, beta * math.sqrt(math.log(v))
-    # N E(1 - e^-u) < N e^(x + sigma^2 / 2), and no energy exceeds sigma times the range of g.
-    low = -_TAIL - math.log(N) - min(sigma**2 / 2, _GAUSSIAN_RANGE * sigma)
-    x = torch.arange(low, 5 + 10 * sigma, _STEP, dtype=torch.float64)
-    missing, second = _gaussian_averages(x, sigma)
+    # phi^N is a step that falls with the largest of N energies, whose spread is sigma / sqrt(2 ln N), as exp(-e^x) does
+    # where that is less than 1.
+    step = _STEP * max(1.0, sigma / math.sqrt(2 * math.log(N)))
+    # N E(1 - e^-u) < N e^(x + sigma^2 / 2), and beyond this many standard deviations there is none of N energies.
+    reach = math.sqrt(2 * (_TAIL + math.log(N)))
+    low = -_TAIL - math.log(N) - min(sigma**2 / 2, reach * sigma)
+    x = step * torch.arange(math.floor(low / step), math.ceil((5 + 10 * sigma) / step), dtype=torch.float64)
+    missing, first, second = _averages(x, sigma, N)
     log_phi = torch.log1p(-missing.clamp(max=1))
-    log_partition = (torch.expm1(-x.exp()) - torch.expm1(N * log_phi)).sum() * _STEP
-    participation = (second * torch.exp((N - 1) * log_phi)).sum() * _STEP * N
-    return log_partition.item(), participation.item()
+    power = N * log_phi
+    left, right = x < 0, x > 0
+    # At x = 0 the step function 1(x < 0) counts as 1/2, so that the rule is exact for it.
+    log_partition = 0.5 - power[~left & ~right].exp().sum() - torch.expm1(power[left]).sum() - power[right].exp().sum()
+    participation = (second * torch.exp((N - 1) * log_phi)).sum() * N
+    others = (first.square() * torch.exp((N - 2) * log_phi)).sum() * N * (N - 1)
+    return (log_partition * step).item() - _EULER_GAMMA, (participation * step).item(), (others * step).item()
 
 
-def _gaussian_averages(x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-    """`E_g[1 - e^-u]` and `E_g[u^2 e^-u]` for u = e^(x + sigma g), at each x of a grid with spacing _STEP."""
-    step = _STEP / max(1.0, sigma)
-    reach = math.ceil(_GAUSSIAN_RANGE / step)
-    g = step * torch.arange(-reach, reach + 1, dtype=torch.float64)
-    weights = torch.softmax(-(g**2) / 2, 0)
+def _averages(x: Tensor, sigma: float, N: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`E_g[1 - e^-u]`, `E_g[u e^-u]` and `E_g[u^2 e^-u]` for u = e^(x + sigma g), at each x.
+
+    For sigma above 1 by the trapezoidal rule in y = x + sigma g, in which the integrands have the width 1 whatever
+    sigma is: `E_g[1 - e^-u] = integral dy e^(y - e^y) Q((y - x) / sigma)`, by parts, Q the upper tail of the normal
+    law, and `E_g[u^n e^-u] = integral dy e^(n y - e^y) density((y - x) / sigma) / sigma`.
+    """
     if sigma < 1:
-        missing, second = _integrands(x[:, None] + sigma * g)
-        return missing @ weights, second @ weights
-    # From one g to the next, x + sigma g moves by one point of the grid: the averages are sums along it.
-    y = x[0] + _STEP * torch.arange(-reach, len(x) + reach, dtype=torch.float64)
-    along = [np.correlate(values.numpy(), weights.numpy(), 'valid') for values in _integrands(y)]
-    return torch.from_numpy(along[0]), torch.from_numpy(along[1])
-
-
-def _integrands(y: Tensor) -> tuple[Tensor, Tensor]:
-    """`1 - e^-u` and `u^2 e^-u` for u = e^y."""
-    # Beyond the clamp e^-u is zero in any case; u^2 must not be infinite.
-    u = y.clamp(max=100).exp()
-    return torch.expm1(-u).neg_(), u**2 * torch.exp(-u)
+        reach = math.ceil(_GAUSSIAN_RANGE / _STEP)
+        g = _STEP * torch.arange(-reach, reach + 1, dtype=torch.float64)
+        # Beyond the clamp e^-u is zero in any case; u^2 must not be infinite.
+        u = (x[:, None] + sigma * g).clamp(max=100).exp()
+        weights, decay = torch.softmax(-(g**2) / 2, 0), torch.exp(-u)
+        return -torch.expm1(-u) @ weights, (u * decay) @ weights, (u**2 * decay) @ weights
+    y = torch.arange(-_TAIL - math.log(N), 5, _STEP, dtype=torch.float64)
+    z = (y - x[:, None]) / sigma
+    tail = torch.special.erfc(z / math.sqrt(2)) / 2
+    density = torch.exp(-(z**2) / 2) / (math.sqrt(2 * math.pi) * sigma)
+    first, second = (torch.exp(n * y - y.exp()) * _STEP for n in (1, 2))
+    return tail @ first, density @ first, density @ second
 
 
 def _check_rule(v: int, beta: float) -> None:

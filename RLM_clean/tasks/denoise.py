@@ -38,12 +38,18 @@ class Denoise(Task):
     `noise` is eps; 0 draws it for each sequence, uniformly from the eight values 1/16, 3/16, ..., 15/16. The model is
     not told which: the best predictor infers it from the sequence. The noise is new each time that a sequence is seen.
     The floors are those of the noisy sub-tree of k leaves around a token, k = 0, 1, 2, 4, ..., n.
+
+    Raises ValueError for a noise outside 0..1.
     """
 
     noise: float = 0.0
     name: ClassVar[str] = 'denoise'
     seen: ClassVar[str] = 'the sub-tree of k leaves'
     at_each: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise <= 1:  # nan too
+            raise ValueError(f'noise={self.noise} is not a probability: use 0 to 1, 0 to draw it for each sequence')
 
     @property
     def noises(self) -> tuple[float, ...]:

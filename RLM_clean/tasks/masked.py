@@ -38,6 +38,8 @@ class Masked(Task):
     `rate` is the fraction of the tokens that is hidden, rounded to a number of tokens, at least one; 0 draws this
     number for each sequence, uniformly from 1 to n. Which tokens are hidden is random, and new each time that a
     sequence is seen. The floors are those of the sub-tree of k leaves around a token, k = 0, 2, 4, ..., n.
+
+    Raises ValueError for a rate outside 0..1.
     """
 
     rate: float = 0.0
@@ -45,6 +47,10 @@ class Masked(Task):
     seen: ClassVar[str] = 'the sub-tree of k leaves'
     at_each: ClassVar[bool] = True
     mask: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 1:  # nan too
+            raise ValueError(f'rate={self.rate} is not a fraction of the tokens: use 0 to 1, 0 to draw their number')
 
     def pairs(self, grammar: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
         """The leaves with hidden ones replaced by v, and the hidden ones (IGNORED at the others), `(S, B, n)`."""

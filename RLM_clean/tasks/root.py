@@ -6,6 +6,7 @@ F. Cagnetta, L. Petrini, U. M. Tomasini, A. Favero and M. Wyart, Phys. Rev. X 14
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar
 
 import torch
@@ -23,14 +24,24 @@ class Root(Task):
 
     `num_classes` is the number of symbols that the root can have, the first of the v; 0 for all of them. The floors are
     those of the first k leaves, k = 0, 1, 2, 4, ..., n.
+
+    Raises ValueError for a number that is not whole or below 0; its methods do for more classes than the language has
+    symbols, and where the root can have symbols that are left out.
     """
 
     num_classes: int = 0
     name: ClassVar[str] = 'root'
     seen: ClassVar[str] = 'the first k leaves'
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_classes, Integral) or self.num_classes < 0:
+            raise ValueError(
+                f'num_classes={self.num_classes} is not a number of classes: use a whole number, 0 for all symbols'
+            )
+
     def pairs(self, grammar: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
         """The leaves `(S, B, n)` and the roots `(S, B)`."""
+        self._classes(grammar)
         return grammar.leaf_batches(*batches), grammar.root_batches(*batches)
 
     def contexts(
@@ -48,11 +59,12 @@ class Root(Task):
         return Contexts(leaves, self.best(grammar, leaves).cpu(), None)
 
     def best(self, grammar: TreeGrammar, inputs: Tensor) -> Tensor:
-        """`P(root | leaves)`, `(N, num_classes)`. Raises ValueError where the root can have other symbols."""
+        """`P(root | leaves)`, `(N, num_classes)`."""
         return self._given(grammar, inputs, inputs.shape[1])
 
     def window_floor(self, grammar: TreeGrammar, contexts: Contexts, k: int) -> Estimate:
         """`H(root | first k leaves)`."""
+        self._classes(grammar)
         if k == 0:
             return torch.special.entr(grammar.prior).sum().item(), 0.0
         return window_estimate(self._given(grammar, contexts.inputs, k).cpu(), contexts)
@@ -72,10 +84,16 @@ class Root(Task):
         return products_of_passes(grammar, contractions, messages=3 * 2**grammar.L / 2)
 
     def _given(self, grammar: TreeGrammar, leaves: Tensor, k: int) -> Tensor:
-        classes = self.num_classes or grammar.v
+        return ancestor_posteriors(grammar, leaves, past=k)[0][:, 0, : self._classes(grammar)]
+
+    def _classes(self, grammar: TreeGrammar) -> int:
+        """The number of classes in a language; ValueError where it does not fit."""
+        classes = int(self.num_classes) or grammar.v
+        if classes > grammar.v:
+            raise ValueError(f'num_classes={classes} is more than the v={grammar.v} symbols: use 0 to {grammar.v}')
         if grammar.prior[classes:].any():
             needed = int(grammar.prior.nonzero().max()) + 1
             raise ValueError(
                 f'num_classes={classes} leaves out symbols that the root can have: use {needed}, or another prior'
             )
-        return ancestor_posteriors(grammar, leaves, past=k)[0][:, 0, :classes]
+        return classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from RLM_clean import init, measures, plots
 from RLM_clean.analysis import baselines
 from RLM_clean.config import Config
+from RLM_clean.datasets import RHM, RLM
 from RLM_clean.training.batches import BatchFeed
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -98,7 +100,7 @@ def test_a_sequence_of_the_training_set_counts_once() -> None:
 def test_what_cannot_be_counted_is_an_error() -> None:
     with pytest.raises(ValueError, match='k=4 is not a valid window: use 1 to 3'):
         records(tiny(), [1], k=4)
-    with pytest.raises(ValueError, match='constant=0 is out of range: use a number above 0'):
+    with pytest.raises(ValueError, match='constant=0 is out of range: use a finite number above 0'):
         records(tiny(), [1], constant=0)
     with pytest.raises(ValueError, match=r'steps=\[2, 1\] are not in order'):
         records(tiny(), [2, 1])
@@ -234,3 +236,54 @@ def test_contexts_of_another_task_are_an_error() -> None:
         baselines.learner_records(*language(config), config, Spy(), [1])
     with pytest.raises(ValueError, match=r'steps=\[-1\] are not steps of a run: use 0 or more'):
         baselines.learner_records(*language(tiny()), tiny(), Spy(), [-1])
+
+
+def test_the_learner_that_knows_the_tree_knows_the_law_of_the_root() -> None:
+    """With `KnownTree` as it is: the excess is that of a learner that is told the law; its own prior is left alone."""
+    config, law = tiny(num_layers=2, num_features=3), [0.9, 0.1, 0.0]
+    grammar = RLM(3, 2, seed_rules=3, probs=law)
+    reference = measures.reference(grammar)
+    options: dict[str, Any] = {'starts': 1, 'max_iterations': 30}
+    uniform, own = torch.full((3,), 1 / 3, dtype=torch.float64), torch.tensor([0.2, 0.3, 0.5])
+
+    def measured(learner: baselines.KnownTree) -> tuple[list[float], list[float]]:
+        curve = baselines.learning_curve(grammar, reference, learner, [50, 200])
+        records = baselines.learner_records(grammar, reference, config, learner, [5, 20])
+        return [r['excess'] for r in curve], [r['excess'] for r in records]
+
+    def direct(prior: Tensor, size: int) -> float:
+        fit = baselines.KnownTree(prior=prior, **options).fit(baselines.training_set(grammar, size, 4), 3)
+        return baselines.evaluate(fit, reference)[1]
+
+    curve, records = measured(baselines.KnownTree(**options))
+    assert curve == [direct(grammar.prior, size) for size in (50, 200)]
+    assert records == [direct(grammar.prior, size * config.batch_size) for size in (5, 20)]
+    assert curve != [direct(uniform, size) for size in (50, 200)]
+    assert measured(baselines.KnownTree(prior=own, **options))[0] == [direct(own, size) for size in (50, 200)]
+
+
+def test_a_learner_that_knows_the_tree_is_refused_for_a_filtered_language() -> None:
+    grammar = RLM(4, 2).filtered(1)
+    with pytest.raises(ValueError, match='KnownTree does not fit a filtered language'):
+        baselines.learning_curve(grammar, measures.reference(grammar), baselines.KnownTree(), [10])
+
+
+def test_shared_rules_are_refused_where_levels_have_rules_of_their_own() -> None:
+    grammar, config = RHM(4, 2, 2), tiny(num_layers=2, num_features=4, dataset='rhm', num_synonyms=2)
+    reference = measures.reference(grammar)
+    for call in (
+        lambda: baselines.learning_curve(grammar, reference, baselines.KnownTree(), [10]),
+        lambda: baselines.learner_records(grammar, reference, config, baselines.KnownTree(), [1]),
+    ):
+        with pytest.raises(ValueError, match=r'KnownTree\(shared=True\) does not fit .*: use shared=False'):
+            call()
+    few = baselines.KnownTree(shared=False, starts=1, max_iterations=5)
+    assert baselines.learning_curve(grammar, reference, few, [10])[0]['excess'] > 0
+    one = RHM(4, 2, 1)  # one level shares its rules with itself
+    assert baselines.learning_curve(one, measures.reference(one), baselines.KnownTree(), [10])[0]['excess'] > 0
+
+
+@pytest.mark.parametrize('constant', [math.inf, math.nan])
+def test_a_constant_that_is_not_finite_is_refused(constant: float) -> None:
+    with pytest.raises(ValueError, match=f'constant={constant} is out of range: use a finite number above 0'):
+        records(tiny(), [1], constant=constant)

@@ -39,6 +39,8 @@ def direct_quality(curves: Mapping[Any, tuple[Array, Array, Array]]) -> float:
             near = []
             for i, (other, values, errors) in curves.items():
                 below, above = np.flatnonzero(other < x), np.flatnonzero(other >= x)
+                if x == other[0]:
+                    below, above = np.array([0]), np.array([1])
                 if i != j and len(below) and len(above):
                     near += [(other[k], values[k], errors[k]) for k in (below[-1], above[0])]
             if near:
@@ -57,6 +59,18 @@ def test_the_quality_is_that_of_the_definition() -> None:
         logs = {v: (np.log(P), np.log(loss[0]), np.full(10, 0.1)) for v, (P, loss) in rescaled.items()}
         quality = collapse(curves, x, y, error=0.1).S
         assert quality == pytest.approx(direct_quality(logs), rel=1e-9)
+
+
+@pytest.mark.filterwarnings('ignore:Polyfit may be poorly conditioned')
+def test_points_at_either_end_of_another_curve_are_inside_it() -> None:
+    """Where all curves have the same sizes, each point has neighbours in the others; also from the other side."""
+    curves = planted(0, 1, 0.1)
+    found = collapse(curves, 0.0, 0.0, error=0.1)
+    logs = {v: (np.log(P), np.log(loss[0]), np.full(10, 0.1)) for v, (P, loss) in curves.items()}
+    quality = found.S
+    assert found.overlap == 1 and quality == pytest.approx(direct_quality(logs), rel=1e-9)
+    mirrored = {v: (1 / P[::-1], loss[:, ::-1]) for v, (P, loss) in curves.items()}
+    assert collapse(mirrored, 0.0, 0.0, error=0.1).overlap == 1
 
 
 def test_exponents_of_curves_without_noise_are_found() -> None:

@@ -77,3 +77,29 @@ def test_what_cannot_be_changed_is_an_error_with_a_remedy() -> None:
         counterfactual_probs(grammar, inputs, (2, 0), impossible)
     with pytest.raises(ValueError, match=r'a filtered language has no symbols .*: use its `\.original`'):
         node_law(grammar.filtered(1), inputs, (1, 0))
+
+
+def test_what_is_no_context_or_symbol_is_an_error_with_a_remedy() -> None:
+    grammar = RLM(v=4, L=2)
+    inputs, b = grammar.sequences(0, 5)[:, :-1], torch.zeros(5, dtype=torch.int64)
+    for wrong, said in (
+        (grammar.sequences(0, 5), r'inputs of shape \(5, 4\): give \(N, k\), the k tokens before x_n, 1 <= k <= 3'),
+        (inputs[:, :0], r'inputs of shape \(5, 0\): give \(N, k\)'),
+        (inputs[0], r'inputs of shape \(3,\): give \(N, k\)'),
+        (inputs + 4, 'inputs from . to . are no symbols of v=4: use 0 to 3'),
+        (inputs.masked_fill(inputs == inputs[0, 0], -1), 'inputs from -1 to . are no symbols of v=4: use 0 to 3'),
+    ):
+        with pytest.raises(ValueError, match=said):
+            node_law(grammar, wrong, (1, 0))
+        with pytest.raises(ValueError, match=said):
+            counterfactual_probs(grammar, wrong, (1, 0), b)
+    for symbols, said in (
+        (b[:4], r'symbols of shape \(4,\) do not fit 5 contexts: give one for each'),
+        (b[:1], r'symbols of shape \(1,\) do not fit 5 contexts: give one for each'),
+        (b[:, None], r'symbols of shape \(5, 1\) do not fit 5 contexts: give one for each'),
+        (b + 4, 'symbols from 4 to 4 are no symbols of v=4: use 0 to 3'),
+        (b - 1, 'symbols from -1 to -1 are no symbols of v=4: use 0 to 3'),
+    ):
+        with pytest.raises(ValueError, match=said):
+            counterfactual_probs(grammar, inputs, (1, 0), symbols)
+    assert node_law(grammar, inputs[:0], (1, 0)).shape == (0, 4)

@@ -114,6 +114,35 @@ def test_a_start_makes_no_more_passes_than_it_may(most: int, monkeypatch: pytest
     assert 1 <= passes.call_count <= most
 
 
+def test_the_passes_that_are_left_are_iterations() -> None:
+    """One pass gives the rules after one iteration; two and three the last ones whose value is known."""
+    sequences = RLM(3, 2, seed_rules=1).sequences(0, 300)
+    rules = [expectation_maximisation._random_rules(3, 1, 0, 0)[0]]
+    values = []
+    for _ in range(3):
+        counts, log_probs = expected_counts(TreeGrammar(rules[-1], 2), sequences)
+        values.append(log_probs.sum().item() + rules[-1].log().sum().item() / 9)
+        counts = counts.sum(0) + 1 / 9
+        rules.append(counts / counts.sum((1, 2), keepdim=True))
+    for most, iterations in ((1, 1), (2, 1), (3, 2)):
+        fit = fit_rules(sequences, 3, starts=1, max_iterations=most, tolerance=0)
+        torch.testing.assert_close(fit.grammar.level_rules(0), rules[iterations], rtol=1e-10, atol=0)
+        assert fit.log_likelihoods[0] == pytest.approx(values[:most], rel=1e-12)
+        assert fit.converged == [False]
+    # After an extrapolation too: five passes are the four of three steps, or the three of two, and the rest.
+    for most in range(4, 12):
+        fit = fit_rules(sequences, 3, starts=1, max_iterations=most, tolerance=0)
+        expected = log_likelihood(fit.grammar, sequences).sum() + fit.grammar.rules[0].log().sum() / 9
+        assert fit.log_likelihoods[0][-1] == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_a_start_converges_in_the_passes_that_are_left_too() -> None:
+    """Of a tree of one level: one iteration finds the frequencies of the pairs, where the root has one symbol."""
+    sequences, prior = RLM(3, 1, seed_rules=1).sequences(0, 300), torch.tensor([1.0, 0, 0])
+    fit = fit_rules(sequences, 3, prior=prior, starts=1, weight=0.0, max_iterations=3)
+    assert fit.converged == [True] and len(fit.log_likelihoods[0]) == 3
+
+
 # ---------------------------------------------------------------------- the rules
 
 

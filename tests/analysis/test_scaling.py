@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 from RLM_clean.analysis.collapse import collapse
-from RLM_clean.analysis.scaling import fit_power_law, local_exponent
+from RLM_clean.analysis.scaling import bootstrap_generator, fit_power_law, local_exponent
 
 Array = NDArray[np.float64]
 P = np.geomspace(256, 65536, 9)
@@ -25,6 +25,12 @@ def noisy(trial: int, seeds: int, floor: float, noise: float, known: bool) -> Ar
     if known:  # seeds differ in their languages too, by a factor at all sizes
         return floor + law * (errors + noise * draws.standard_normal((seeds, 1)))
     return (floor + law) * errors
+
+
+def near_zero(floor: float, trial: int) -> Array:
+    """Losses `(8, 8)` of a power law whose floor is small, with a noise of 10%."""
+    sizes, draws = np.geomspace(128, 2**14, 8), np.random.default_rng(trial)
+    return (floor + 3 * sizes**-0.5) * np.exp(0.1 * draws.standard_normal((8, 8)))
 
 
 def covered(trials: int, seeds: int, floor: float, noise: float, known: bool) -> int:
@@ -108,6 +114,43 @@ def test_intervals_of_95_percent_cover_in_90_to_98_percent_of_200_trials(
     seeds: int, floor: float, noise: float, known: bool
 ) -> None:
     assert 180 <= covered(200, seeds, floor, noise, known) <= 196
+
+
+def test_near_a_floor_of_zero_the_intervals_are_those_of_a_floor_without_a_bound() -> None:
+    """Of a curve whose fitted floor is 0, refitted by scipy's least squares in all three parameters.
+
+    With floors of 0 or more in the bootstrap, the interval of the exponent is a third smaller here.
+    """
+    sizes = np.geomspace(128, 2**14, 8)
+    loss = near_zero(0.0, 1)
+    fit = fit_power_law(sizes, loss, None, choose_range=False, bootstraps=20)
+    assert fit.floor == fit.floor_interval[0] == 0 < fit.floor_interval[1]
+    generator, curve, found = bootstrap_generator(0), loss.mean(0), []
+    for _ in range(20):
+        replica = loss[generator.integers(8, size=8)].mean(0)
+        start = np.array([fit.exponent, fit.amplitude, 0.0])
+        result = optimize.least_squares(
+            lambda x, y=replica: (x[2] + x[1] * sizes ** -x[0] - y) / curve, start, x_scale=[0.1, 1, 1e-3], xtol=1e-14
+        )
+        found.append(result.x)
+    exponents, amplitudes, floors = np.array(found).T
+    assert floors.min() < 0 < floors.max()
+    half = stats.t.ppf(0.975, 7) * np.sqrt(8 / 7)
+    assert fit.interval[1] - fit.exponent == pytest.approx(half * exponents.std(), rel=1e-3)
+    assert fit.floor_interval[1] == pytest.approx(half * floors.std(), rel=1e-3)
+    assert np.log(fit.amplitude_interval[1] / fit.amplitude) == pytest.approx(half * np.log(amplitudes).std(), rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('floor', [0.0, 0.003])
+def test_intervals_cover_near_a_floor_of_zero(floor: float) -> None:
+    """At least 90% of 200 trials, for the exponent and the floor."""
+    sizes, hits = np.geomspace(128, 2**14, 8), np.zeros(2, int)
+    for trial in range(200):
+        fit = fit_power_law(sizes, near_zero(floor, trial), None, choose_range=False)
+        truth = (fit.interval, 0.5), (fit.floor_interval, floor)
+        hits += [low <= true <= high for (low, high), true in truth]
+    assert hits.min() >= 180
 
 
 def test_one_seed_resamples_residuals_and_several_resample_seeds() -> None:

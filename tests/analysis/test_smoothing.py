@@ -204,11 +204,26 @@ def test_what_cannot_be_counted_is_an_error() -> None:
         WittenBell(4).fit(sequences, 2)
     with pytest.raises(ValueError, match='v=2 does not cover symbols from 0 to 2: use the vocabulary'):
         KneserNey().fit(sequences + torch.tensor([0, 0, 1, 2]), 2)
-    with pytest.raises(ValueError, match='constant=0 is out of range: use a number above 0'):
-        AddConstant(constant=0).fit(sequences, 2)
-    with pytest.raises(ValueError, match='weight=-1 is out of range: use 0 or more'):
-        Empirical(weight=-1).fit(sequences, 2)
+    for constant in (0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f'constant={constant} is out of range: use a finite number above 0'):
+            AddConstant(constant=constant).fit(sequences, 2)
+    for weight in (-1, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f'weight={weight} is out of range: use a finite number, 0 or more'):
+            Empirical(weight=weight).fit(sequences, 2)
     with pytest.raises(ValueError, match=r'sequences of shape \(5,\)'):
         Empirical().fit(sequences[:, 0], 2)
     with pytest.raises(ValueError, match='contexts of 2 tokens are too short: give 3 or more, or learn with k=2'):
         WittenBell().fit(sequences, 2)(sequences[:, :2])
+
+
+@pytest.mark.parametrize('name', LEARNERS)
+def test_contexts_of_other_symbols_are_refused(name: str) -> None:
+    """They would be read as other contexts: v * a + y has a second reading for y = v."""
+    sequences = random_grammar(3, 2, seed=5).sequences(0, 50)
+    predict = LEARNERS[name].fit(sequences, 3)
+    for token in (-1, 3):
+        contexts = sequences[:5, :3].clone()
+        contexts[2, 1] = token
+        with pytest.raises(ValueError, match=f'contexts hold symbols from .*{token}.*: use 0 to 2, as v=3'):
+            predict(contexts)
+    assert predict(sequences[:0, :3]).shape == (0, 3)

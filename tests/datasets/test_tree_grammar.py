@@ -822,7 +822,8 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: TreeGrammar([random_rules(4, 0)], 2), '1 rule tensors were given for L=2: give one a level'),
     (lambda: TreeGrammar([random_rules(4, 0), random_rules(3, 0)], 2), r'rules of shape \(3, 3, 3\)'),
     (lambda: TreeGrammar(torch.ones(1, 1, 1), 1), r'rules of shape \(1, 1, 1\)'),
-    (lambda: RLM(4, 2).sample_batch(2, L=0), 'L=0'),
+    (lambda: RLM(4, 2).sample_batch(2, L=0), 'L=0 is not a valid depth: use 1 or more, or None for the 2'),
+    (lambda: RLM(4, 2).trees(0, 2, L=-1), 'L=-1 is not a valid depth: use 1 or more, or None for the 2'),
     (lambda: RLM(4, 2).sequences(0, 2, 'validation'), "stream='validation' is unknown: use one of train, test"),
 ]
 

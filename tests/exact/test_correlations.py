@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from RLM_clean.datasets import RLM, TreeGrammar, tree_grammar
-from RLM_clean.exact import correlations, entropies
+from RLM_clean.exact import correlations, entropies, theory
 
 # v^(2^(L + 1) - 1) trees each: at most 2^15.
 SIZES = [(2, 1), (3, 1), (4, 1), (2, 2), (3, 2), (4, 2), (2, 3)]
@@ -172,18 +174,96 @@ def test_uniform_and_frozen_rules_have_known_entropies():
 
 
 def test_weak_correlations_keep_their_digits():
-    """A binary symmetric copy with eigenvalue lambda: P(x_i = x_j) = (1 + lambda^(2h)) / 2, for heights down to 1e-29.
+    """A binary symmetric copy with eigenvalue lambda: P(x_i = x_j) = (1 + lambda^(2h)) / 2, for heights down to 1e-49.
 
     The children are drawn independently, so I(h) = sum over signs of (1 + s d) ln(1 + s d) / 2, with d = lambda^(2h).
     """
-    lam, L = 0.03, 5
+    lam, L = 0.03, 8
     flip = torch.tensor([[1 + lam, 1 - lam], [1 - lam, 1 + lam]], dtype=torch.float64) / 2
     grammar = TreeGrammar(flip[:, :, None] * flip[:, None, :], L)
     information = correlations.mutual_information_by_distance(grammar)
     d = [lam ** (2 * h) for h in range(1, L + 1)]
     exact = [sum((1 + s * x) * math.log1p(s * x) for s in (1, -1)) / 2 if x > 1e-3 else x * x / 2 for x in d]
-    assert information[:4].tolist() == pytest.approx(exact[:4], rel=1e-4)
-    assert (information >= 0).all() and information[4] < 1e-28
+    # The rounding of the rules, 1e-16, is 1e-13 of the covariance of siblings, and the series has an error of d^2 / 6.
+    assert information.tolist() == pytest.approx(exact, rel=1e-6)
+
+
+ONE = 2**600  # the unit of numbers of 600 binary digits after the point
+
+
+def fixed_point(tensor: Tensor) -> np.ndarray:
+    numbers = [int(Fraction(x) * ONE) for x in tensor.double().flatten().tolist()]
+    return np.array(numbers, dtype=object).reshape(tuple(tensor.shape))
+
+
+def exact_pair(grammar: TreeGrammar, height: int) -> np.ndarray:
+    """The joint law of the first and the last token below the first node of a height, by whole numbers of any size."""
+    v = grammar.v
+    M = fixed_point(grammar.rules[0])
+    M = M * ONE // M.sum((1, 2))[:, None, None]
+    law = fixed_point(grammar.prior)
+    for _ in range(grammar.L - height):
+        law = law @ M.sum(2) // ONE
+    pair = (law @ M.reshape(v, v * v) // ONE).reshape(v, v)
+    for _ in range(height - 1):
+        pair = M.sum(2).T @ pair // ONE @ M.sum(1) // ONE
+    return pair
+
+
+@pytest.mark.parametrize(('v', 'L', 'beta'), [(16, 10, 0.5), (8, 8, 0.1)])
+def test_weak_covariances_and_informations_are_those_of_numbers_of_600_digits(v, L, beta):
+    """Of two tokens at each height, down to 1e-25 and 1e-47; strong correlations too. And they fall as eigenvalues say.
+
+    Covariances to 1e-11 of the largest entry: the rounding of the rules is 1e-16 / beta of their deviations.
+    """
+    grammar = RLM(v=v, L=L, beta=beta)
+    sizes = []
+    for height in range(1, L + 1):
+        pair = exact_pair(grammar, height)
+        p, q = pair.sum(1), pair.sum(0)
+        C = pair - p[:, None] * q // ONE
+        exact = torch.tensor([[float(Fraction(x, ONE)) for x in row] for row in C.tolist()], dtype=torch.float64)
+        found = correlations.covariance(grammar, 0, 2**height - 1)
+        scale = exact.abs().max().item()
+        torch.testing.assert_close(found, exact, rtol=0, atol=1e-11 * scale)
+        assert torch.equal(correlations.covariance(grammar, 2**height - 1, 0), found.T)
+        sizes.append(exact.norm().item())
+        # Where correlations are weak the information is the mean square of the relative covariance, in nats / 2.
+        if scale * v**2 < 1e-5:
+            mean_square = sum(Fraction(C[a, b] ** 2, 2 * p[a] * q[b]) for a in range(v) for b in range(v))
+            information = correlations.mutual_information(grammar, 0, 2**height - 1)
+            assert information == pytest.approx(float(mean_square), rel=1e-4)
+            assert correlations.mutual_information(grammar, 2**height - 1, 0) == information
+    assert sizes[-1] < 1e-24 and information < 1e-46
+    # From one height to the next by |lambda_L lambda_R|, on average over the levels where a chain has settled.
+    slope = (sizes[-1] / sizes[3]) ** (1 / (L - 4))
+    assert slope == pytest.approx(theory.correlation_decay(grammar.rules[0], 0, 3), rel=0.25)
+
+
+def test_the_mean_of_weak_informations_is_that_of_all_pairs():
+    """Down to 1e-24. Each pair has the laws of its own two tokens."""
+    grammar = RLM(v=8, L=4, beta=0.1)
+    by_height: list[list[float]] = [[] for _ in range(5)]
+    for j in range(16):
+        for i in range(j):
+            by_height[(i ^ j).bit_length()].append(correlations.mutual_information(grammar, i, j))
+    means = [sum(values) / len(values) for values in by_height[1:]]
+    assert means[-1] < 1e-24
+    assert correlations.mutual_information_by_distance(grammar).tolist() == pytest.approx(means, rel=1e-10, abs=0)
+
+
+@given(grammars)
+@oracle_settings
+def test_the_covariance_of_strong_correlations_is_the_joint_law_less_the_product(grammar):
+    """To the rounding of that difference, 1e-16; the information of a token about itself is its entropy."""
+    n = 2**grammar.L
+    for i in range(n):
+        for j in range(n):
+            pair = correlations.joint(grammar, i, j)
+            expected = pair - pair.sum(1, keepdim=True) * pair.sum(0)
+            torch.testing.assert_close(correlations.covariance(grammar, i, j), expected, rtol=0, atol=1e-15)
+        law_of_i = correlations.leaf_marginals(grammar)[i]
+        assert abs(correlations.mutual_information(grammar, i, i) - entropy(law_of_i)) < 1e-14
 
 
 def test_mutual_information_falls_with_the_height_of_the_common_ancestor():

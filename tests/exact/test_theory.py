@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from scipy import integrate, stats
 
 from RLM_clean.datasets import RHM
 from RLM_clean.datasets.random_language_model import random_rules
@@ -99,6 +100,63 @@ def test_large_vocabularies_approach_the_thermodynamic_limit(beta: float) -> Non
     ]
     for larger, smaller in zip(distances[1:], distances[:-1], strict=True):
         assert all(a < b for a, b in zip(larger, smaller, strict=True))
+
+
+@pytest.mark.parametrize('v', (2, 8, 1024))
+def test_a_very_cold_rule_has_the_largest_weight_and_sometimes_the_second(v: int) -> None:
+    """At T = 1 / sigma, to first order: `E ln Z = E max g / T`, `1 - E Y = rho T` and `E S = rho T pi^2 / 6`.
+
+    rho is the density at 0 of the gap between the two largest of N normal numbers, `N (N - 1) E[density Phi^(N-2)]`:
+    two weights of ratio e^(-gap / T) have `1 - Y = 2 p (1 - p)`, whose integral over gap / T is 1; that of the entropy
+    is pi^2 / 6. The corrections are of order T^2 = 1e-8 / ln v, relative to rho T of order T.
+    """
+    beta, N = 1e4, v**2
+    sigma = beta * math.sqrt(math.log(v))
+    phi, density = stats.norm.cdf, stats.norm.pdf
+    rho = integrate.quad(lambda g: N * (N - 1) * density(g) ** 2 * phi(g) ** (N - 2), -8, 8, points=[0, 4])[0]
+    largest = integrate.quad(lambda g: N * g * density(g) * phi(g) ** (N - 1), -8, 8, points=[0, 4])[0]
+    assert theory.mean_log_partition(v, beta) == pytest.approx(sigma * largest, rel=1e-7)
+    assert 1 - theory.mean_participation_ratio(v, beta) == pytest.approx(rho / sigma, rel=1e-3)
+    assert theory.mean_rule_entropy(v, beta) == pytest.approx(rho / sigma * math.pi**2 / 6, rel=1e-3)
+
+
+def test_a_colder_rule_takes_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers of all points at which the integrands are evaluated."""
+    points: list[int] = []
+
+    def counted(z: torch.Tensor) -> torch.Tensor:
+        points.append(z.numel())
+        return erfc(z)
+
+    erfc = torch.special.erfc
+    monkeypatch.setattr(torch.special, 'erfc', counted)
+    for beta in (10.0, 1e2, 1e4, 1e8):
+        theory.mean_rule_entropy(128, beta)
+    assert len(points) == 4 and max(points) < 1.2 * points[0] < 10**6
+
+
+@pytest.mark.parametrize('v', (2, 8, 128, 10**8, 10**16))
+@pytest.mark.parametrize('beta', (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 30.0, 1e4))
+def test_the_chances_that_two_draws_agree_and_that_they_do_not_add_up(v: int, beta: float) -> None:
+    """Two integrals, which differ in all their factors."""
+    _, agree, differ = theory._rule_integrals(v, beta)
+    assert agree + differ == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    'v, beta', ((2, 0.9), (2, 1.3), (128, 0.4), (128, 0.6), (128, 2.0), (1024, 30.0), (10**16, 2.0))
+)
+def test_the_averages_have_converged(v: int, beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On both sides of sigma = 1, where the variable of the inner integral changes: a finer step gives the same."""
+    found = theory._rule_integrals(v, beta)
+    monkeypatch.setattr(theory, '_STEP', 0.7 * theory._STEP)
+    assert theory._rule_integrals(v, beta) == pytest.approx(found, rel=1e-13)
+
+
+def test_rare_large_weights_of_a_huge_rule_are_not_cut_off() -> None:
+    """`E Y = v^(beta^2 - 2)` far above the freezing point: at N = 1e32, of weights 15 standard deviations out."""
+    v, beta = 10**16, 0.9
+    assert theory.mean_participation_ratio(v, beta) == pytest.approx(float(v) ** (beta**2 - 2), rel=1e-5)
 
 
 @pytest.mark.parametrize('v, beta, tolerance', ((128, 15.0, 0.01), (10**8, 8.0, 0.01), (10**16, 4.0, 0.03)))

@@ -130,7 +130,8 @@ def test_the_last_model_is_opened_by_default(finished: Path) -> None:
     final = torch.load(f'{finished}.pt', weights_only=True)['model']
     for step in (None, 24):
         assert all(torch.equal(tensor, final[name]) for name, tensor in run.model(step).state_dict().items())
-    for absent in (7, -1, 'last', 1.5):
+    absences: tuple[Any, ...] = (7, -1, 'last', 1.5)
+    for absent in absences:
         with pytest.raises(ValueError, match=f'step={absent!r} has no checkpoint: use one of'):
             run.model(absent)
 

@@ -155,3 +155,9 @@ def test_noise_is_a_function_of_the_number_of_the_sequence() -> None:
         assert torch.equal(task.noisy(grammar, leaves[40:53], 40, 'train'), whole[40:53])
         assert not torch.equal(task.noisy(grammar, leaves, 0, 'train', seed=1), whole)
         assert not torch.equal(task.noisy(grammar, leaves, 0, 'test'), whole)
+
+
+@pytest.mark.parametrize('noise', (-0.1, 1.5, math.inf, math.nan))
+def test_a_noise_that_is_no_probability_is_refused(noise: float) -> None:
+    with pytest.raises(ValueError, match=f'noise={noise} is not a probability: use 0 to 1, 0 to draw it'):
+        Denoise(noise)

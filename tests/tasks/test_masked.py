@@ -202,3 +202,9 @@ def test_masks_are_functions_of_the_number_of_the_sequence() -> None:
         whole = task.hidden(grammar, 0, 100, 'train')
         assert torch.equal(task.hidden(grammar, 40, 13, 'train'), whole[40:53])
         assert not torch.equal(task.hidden(grammar, 0, 100, 'train', seed=1), whole)
+
+
+@pytest.mark.parametrize('rate', (-0.1, 1.5, math.inf, math.nan))
+def test_a_rate_that_is_no_fraction_is_refused(rate: float) -> None:
+    with pytest.raises(ValueError, match=f'rate={rate} is not a fraction of the tokens: use 0 to 1, 0 to draw'):
+        Masked(rate)

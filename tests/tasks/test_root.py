@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -104,3 +105,23 @@ def test_classes_that_leave_out_symbols_of_the_root_are_refused() -> None:
     """Their probabilities would not sum to one."""
     with pytest.raises(ValueError, match='num_classes=2 leaves out symbols that the root can have: use 5, or another'):
         measures.reference(RLM(5, 2), None, Root(2))
+
+
+@pytest.mark.parametrize('number', (-1, 1.5, math.nan))
+def test_a_number_of_classes_that_is_not_whole_is_refused(number: Any) -> None:
+    with pytest.raises(ValueError, match=f'num_classes={number} is not a number of classes: use a whole number, 0 for'):
+        Root(number)
+
+
+def test_more_classes_than_symbols_are_refused_where_the_language_is_known() -> None:
+    """The model would have classes that never occur, and the posteriors fewer than the model."""
+    language, task = RLM(5, 2), Root(6)
+    contexts = Root().contexts(language, 4)
+    for call in (
+        lambda: measures.reference(language, None, task),
+        lambda: task.batches(language, 4, 0, 1, 2),
+        lambda: task.best(language, contexts.inputs),
+        lambda: task.window_floor(language, contexts, 0),
+    ):
+        with pytest.raises(ValueError, match='num_classes=6 is more than the v=5 symbols: use 0 to 5'):
+            call()

@@ -173,6 +173,26 @@ def test_targets_that_are_left_out_count_in_no_measure() -> None:
     assert Masked().loss(scores, targets).item() == pytest.approx(sum(losses) / 30, rel=1e-6)
 
 
+def test_sequences_without_a_target_count_in_no_measure() -> None:
+    """The same as without these rows; and with no other row there is nothing to measure."""
+    generator = torch.Generator().manual_seed(1)
+    table = torch.randn(4, 4, generator=generator)
+    inputs, targets = torch.randint(4, (2, 9, 6), generator=generator)
+    targets[torch.rand(9, 6, generator=generator) < 0.5] = IGNORED
+    targets[:, 2], empty = 1, torch.tensor([False, True, False, True] + [False] * 5)
+    expected = measures.test(nn.Identity(), inputs[~empty], targets[~empty], lambda model, inputs: table[inputs])
+    targets[empty] = IGNORED
+    found = measures.test(nn.Identity(), inputs, targets, lambda model, inputs: table[inputs])
+    assert found == pytest.approx(expected, rel=1e-12) and 0 < found[1] < 1
+    one = measures.test(nn.Identity(), inputs, targets[:, 2], lambda model, inputs: table[inputs[:, 2]])
+    assert one == pytest.approx(
+        measures.test(nn.Identity(), inputs[~empty], targets[~empty, 2], lambda model, inputs: table[inputs[:, 2]])
+    )
+    for nothing in (targets[empty], targets[empty, 2], targets[:0]):
+        with pytest.raises(ValueError, match=r'targets of shape .* are all left out: give a sequence with a target'):
+            measures.test(nn.Identity(), inputs[: len(nothing)], nothing, lambda model, inputs: table[inputs])
+
+
 @every_task
 def test_losses_of_low_precision_are_computed_in_float32_and_have_gradients(task: Task) -> None:
     grammar = RLM(5, 2)
