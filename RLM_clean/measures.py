@@ -266,8 +266,13 @@ class Language:
         return {'entropy': self.entropy, 'marginal': self.marginal, 'floors': self.floors, 'contexts': self.contexts}
 
     def rules(self) -> Tensor:
-        """The rules, as files hold them: `(v, v, v)` where all levels share them, `(L, v, v, v)` otherwise."""
-        return self.grammar.rules[0] if self.grammar.shared else torch.stack(self.grammar.rules)
+        """The rules, as files hold them: see `rules_of`."""
+        return rules_of(self.grammar)
+
+
+def rules_of(grammar: TreeGrammar) -> Tensor:
+    """The rules of a language as files hold them: `(v, v, v)` where all levels share them, `(L, v, v, v)` otherwise."""
+    return grammar.rules[0] if grammar.shared else torch.stack(grammar.rules)
 
 
 def prepare_language(

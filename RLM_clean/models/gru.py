@@ -101,7 +101,7 @@ class GRU(nn.Module):
     def states(self, inputs: Tensor) -> Tensor:
         """The states `(B, T, d)` of the last layer after each token."""
         check_length(inputs.shape[1], self.block_size)
-        x = inputs @ self.tokens.weight if inputs.is_floating_point() else self.tokens(inputs)
+        x = self.tokens(inputs)
         for layer in self.layers:
             x = layer(x)
         return x

@@ -25,10 +25,16 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """An embedding that is left unfilled, as Linear is."""
+    """An embedding that is left unfilled, as Linear is. It takes rows over the symbols too, in place of indices."""
 
     def reset_parameters(self) -> None:
         """Does nothing: the model draws all weights, from a generator of its own."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The embeddings `(..., d)` of symbols `(...)` or of rows `(..., v)`, in the precision of the weights."""
+        if not inputs.is_floating_point():
+            return super().forward(inputs)
+        return (inputs @ self.weight).to(self.weight.dtype)  # as with indices, also where products are in bfloat16
 
 
 class Dropout(nn.Module):

@@ -17,7 +17,7 @@ from RLM_clean.models.layers import INITIAL_LOGIT_STD, Dropout, Embedding, Linea
 from RLM_clean.models.parametrisation import BASE_WIDTH, attention_scale
 from RLM_clean.streams import seeded_generator
 
-# Tied heads read the residual stream with its own embeddings, which a smaller start would drown in the norm's epsilon.
+# Tied heads read the residual stream with its own embeddings: larger ones would start with larger logits.
 INITIAL_TIED_STD = 0.01
 # The first norm divides by the size of the embeddings, so small ones are learnt faster: at the default learning rate
 # the excess of the default run ends lower from 0.3 than from 1 or 0.1.
@@ -125,7 +125,8 @@ class CLM(nn.Module):
 
         The projections back to the residual stream are divided by the root of their number (2 depth, or depth without
         feed-forward parts), so that its variance does not grow with depth (Radford et al., GPT-2, 2019); the head
-        starts with logits of standard deviation 0.005, with mup 0.005 sqrt(64 / d).
+        starts with logits of standard deviation 0.005, with mup 0.005 sqrt(64 / d). With tied weights, token and
+        position embeddings are N(0, 0.01^2 / d), d = 64 with mup: the logits start with a deviation of about 0.01.
         """
         generator = seeded_generator(seed)
         # The weights of the head do not shrink with width where mup scales the logits themselves.
@@ -159,7 +160,7 @@ class CLM(nn.Module):
         """The residual stream `(B, T, d)` before the first block; `start` is the position of the first token."""
         T = inputs.shape[1]
         check_length(start + T, self.block_size)
-        tokens = inputs @ self.tokens.weight if inputs.is_floating_point() else self.tokens(inputs)
+        tokens = self.tokens(inputs)
         return self.dropout(tokens if self.positions is None else tokens + self.positions.weight[start : start + T])
 
     def read(self, x_BxTxd: Tensor) -> Tensor:

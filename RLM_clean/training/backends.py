@@ -43,6 +43,9 @@ class EagerUpdate:
             loss = self.loss(x, y) / config.accumulation
             loss.backward()
             losses.append(loss.detach())
+        for p in self.model.parameters():
+            if p.requires_grad and p.grad is None:  # the model does not use it; it decays all the same, as in a graph
+                p.grad = torch.zeros_like(p)
         mean_loss = self.combine(torch.stack(losses).sum())
         if config.grad_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
@@ -191,7 +194,8 @@ class CapturedUpdate(GraphUpdate):
                 self.write([tensor.clone() for tensor in self.tensors], *places)
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Capture takes its stream from the current device, whatever the device of the tensors.
+        with torch.cuda.device(self.device), torch.cuda.graph(graph):
             losses = self.write(self.tensors, *places)
         return graph, places, losses
 

@@ -35,8 +35,8 @@ from RLM_clean.training.step import flatten
 
 Result = TypeVar('Result')
 
-# What process 0 announces in place of a step.
-_END = -1
+# What process 0 announces in place of a step: the end, and before the first step the rules of the language.
+_END, _RULES = -1, -2
 # How long a process waits for the others: while process 0 computes floors or evaluates, they have nothing to do.
 _TIMEOUT = timedelta(hours=1)
 # The key of the store under which failed processes are counted; seconds between two looks at it; and seconds that the
@@ -124,12 +124,33 @@ def _follow(config: Config, chosen: Machine) -> None:
     """Takes the steps that process 0 announces until it announces the end."""
     # A signal to stop is for process 0, which saves and then announces the end.
     with Interruption(), machine.prepared(chosen, config.deterministic) as device:
-        language = init.init_data(config, device)
+        if _hear(device) == _END:
+            return
+        language = init.init_data(config, device, _receive_rules(device))
         model = init.init_model(config).to(device).train()
         take_step = DistributedUpdate(model, init.init_optimizer(model, config), config)
         feed = BatchFeed(language, config, device)
         while (step := _hear(device)) != _END:
             take_step(step, *feed(step))
+
+
+def share_rules(rules: Tensor, device: torch.device) -> None:
+    """Process 0 gives the others its rules, `(v, v, v)` or `(L, v, v, v)`, which may be those of a file."""
+    _announce(_RULES, device)
+    shape = torch.tensor([0] * (4 - rules.dim()) + list(rules.shape), device=device)
+    with _communicating():
+        dist.broadcast(shape, 0)
+        dist.broadcast(rules.float().to(device).contiguous(), 0)
+
+
+def _receive_rules(device: torch.device) -> Tensor:
+    """The rules that `share_rules` sends, on the CPU."""
+    shape = torch.zeros(4, dtype=torch.int64, device=device)
+    with _communicating():
+        dist.broadcast(shape, 0)
+        rules = torch.empty([size for size in shape.tolist() if size], device=device)
+        dist.broadcast(rules, 0)
+    return rules.cpu()
 
 
 class DistributedUpdate(EagerUpdate):

@@ -26,7 +26,7 @@ from RLM_clean.config import DEFAULTS, LENGTH, Config, format_value
 from RLM_clean.measures import Language
 from RLM_clean.runs.files import Record, RunFiles
 from RLM_clean.runs.storage import save
-from RLM_clean.training import loop, machine
+from RLM_clean.training import distributed, loop, machine
 from RLM_clean.training.loop import Trainer, make_trainer
 from RLM_clean.training.machine import Machine
 from RLM_clean.training.progress import Say, say
@@ -140,6 +140,8 @@ class ActiveRun:
         if rules is None and seconds > 3:
             self.say(f'drawing the rules: about {seconds:.0f} s')
         grammar = init.init_data(self.config, self.machine.device, rules)
+        if distributed.is_joined():
+            distributed.share_rules(measures.rules_of(grammar), torch.device(self.machine.device))
         c = self.config
         language = measures.prepare_language(grammar, c.context_size, tasks.of(c), self.stored, self.say)
         if c.bp_records:

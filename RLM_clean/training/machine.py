@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -45,11 +45,21 @@ class Machine:
 
 
 def choose(config: Config, recorded: Mapping[str, Any] | None = None) -> Machine:
-    """The machine that the options ask for; `auto` is what the run began with (`recorded`), or else the rules below."""
+    """The machine that the options ask for; `auto` is what the run began with (`recorded`), or else the rules below.
+
+    Of what it began with, a device that this machine lacks is left out, and compilation for a device of another kind.
+    """
+    recorded = dict(recorded or {})
     device = resolve_device(config.device)
+    if config.device == 'auto' and recorded and processes() == 1:
+        with suppress(ValueError):
+            device = resolve_device(recorded['device'])
     if device.type == 'cuda' and device.index is None and processes() > 1:
         device = torch.device('cuda', int(os.environ['LOCAL_RANK']))
-    auto = {'threads': default_threads(config), 'compile': default_compile(config, device), **(recorded or {})}
+    same_kind = recorded and recorded['device'].partition(':')[0] == device.type
+    if not same_kind or (recorded['compile'] and not can_compile(device)):
+        recorded.pop('compile', None)
+    auto = {'threads': default_threads(config), 'compile': default_compile(config, device), **recorded}
     return Machine(
         str(device),
         auto['threads'] if config.threads == 'auto' else int(config.threads),
@@ -118,7 +128,7 @@ def memory_needs(config: Config) -> list[Need]:
     ahead = 3 * min(STEPS_AHEAD * batch * sequence, 8 * TOKENS_AHEAD)  # sequences, inputs, and a copy to work on
     positions = c.context_size if tasks.of(c).at_each else 1
     heights = c.num_layers + 1 if c.bp_records else 0
-    growing = {'batch_size': 1, 'accumulation': 1} if c.regime != 'population' else {}  # there they have no effect
+    growing = {'batch_size': 1} if c.regime != 'population' else {}  # there it has no effect
     return [
         Need('the rules', entry * init.num_rule_entries(c), {'num_features': 3}),
         Need('the batches', max(ahead, sequence * batch), {'batch_size': 1, 'accumulation': 1}),
@@ -151,9 +161,9 @@ def num_weights(config: Config) -> int:
 
 
 def num_activations(config: Config) -> int:
-    """About the number of activations that one step keeps for its gradient."""
+    """About the number of activations that a step keeps for the gradient of one batch; batches come one by one."""
     c = config
-    sequences, width = c.step_size, c.ffwd_size * c.embedding_dim
+    sequences, width = c.step_size // c.accumulation, c.ffwd_size * c.embedding_dim
     if c.model == 'fcn':
         return sequences * (c.context_size * c.num_inputs + 2 * c.depth * width)
     if c.model in ('cnn', 'lcn'):
@@ -237,8 +247,10 @@ def can_compile(device: torch.device) -> bool:
 def prepared(machine: Machine, deterministic: bool) -> Iterator[torch.device]:
     """The device, with the threads and the algorithms that a run asks for set while entered.
 
-    Both are as they were afterwards: a notebook that trains keeps its own settings.
+    Of several GPUs it is the current one meanwhile: a CUDA graph is captured on that. All is as it was afterwards: a
+    notebook that trains keeps its own settings.
     """
+    device = torch.device(machine.device)
     threads, were_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.set_num_threads(machine.threads)
@@ -247,7 +259,8 @@ def prepared(machine: Machine, deterministic: bool) -> Iterator[torch.device]:
     try:
         if deterministic != were_deterministic:  # setting it takes torch over a second
             torch.use_deterministic_algorithms(deterministic)
-        yield torch.device(machine.device)
+        with torch.cuda.device(device) if device.type == 'cuda' else nullcontext():
+            yield device
     finally:
         torch.set_num_threads(threads)
         if deterministic != were_deterministic:

@@ -72,18 +72,25 @@ class Step:
     def gradients(
         self, parameters: Parameters, frozen: Parameters, inputs: Tensor, targets: Tensor, scalars: Scalars
     ) -> tuple[Parameters, Tensor]:
-        """The gradient of the mean loss of all batches, and that loss."""
+        """The gradient of the mean loss of all batches, and that loss.
 
-        def mean_loss(parameters: Parameters) -> Tensor:
-            losses = []
-            for i in range(self.config.accumulation):
-                values = {f'model.{name}': p for name, p in (parameters | frozen).items()}
-                if self.config.dropout:
-                    values |= dict.fromkeys(self.keys, scalars['keys'][i])
-                losses.append(torch.func.functional_call(self.loss, values, (inputs[i], targets[i])))
-            return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        Batch by batch, so that only the activations of one are kept at a time.
+        """
+        accumulation = self.config.accumulation
 
-        return torch.func.grad_and_value(mean_loss)(parameters)
+        def part(parameters: Parameters, i: int) -> Tensor:
+            values = {f'model.{name}': p for name, p in (parameters | frozen).items()}
+            if self.config.dropout:
+                values |= dict.fromkeys(self.keys, scalars['keys'][i])
+            loss = torch.func.functional_call(self.loss, values, (inputs[i], targets[i]))
+            return loss / accumulation if accumulation > 1 else loss
+
+        gradients, loss = torch.func.grad_and_value(part)(parameters, 0)
+        for i in range(1, accumulation):
+            more, also = torch.func.grad_and_value(part)(parameters, i)
+            gradients = {name: g + more[name] for name, g in gradients.items()}
+            loss = loss + also
+        return gradients, loss
 
 
 def scalars_of(config: Config, steps: range) -> Scalars:

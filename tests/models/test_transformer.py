@@ -144,6 +144,16 @@ def test_the_loss_at_initialisation_is_that_of_the_uniform_guess(v: int, L: int,
                     assert abs(initial_loss(model, rlm, input_format, whitening) - math.log(v)) < 0.01
 
 
+def test_one_hot_rows_are_embedded_in_the_precision_of_the_weights() -> None:
+    """Also where products are in bfloat16, as indices are: the residual stream adds up many small parts."""
+    model = small(positions='rope')
+    x = tokens(7, 4, 5)
+    with torch.autocast('cpu', torch.bfloat16):
+        rows = model.embed(torch.nn.functional.one_hot(x, 7).float())
+        assert rows.dtype == model.embed(x).dtype == torch.float32
+    torch.testing.assert_close(rows, model.embed(x), rtol=1e-2, atol=1e-3)
+
+
 def test_forward_and_backward_leave_the_global_generator_alone() -> None:
     model = small(dropout=0.5)
     state = torch.get_rng_state()

@@ -24,6 +24,7 @@ from torch import Tensor
 from RLM_clean.config import Config
 from RLM_clean.runs.files import RunFiles
 from RLM_clean.runs.run import load_run
+from RLM_clean.runs.storage import load
 from RLM_clean.training import machine
 from RLM_clean.training.distributed import DistributedUpdate
 
@@ -129,6 +130,24 @@ def test_a_run_of_two_processes_that_was_killed_goes_on_with_one(tmp_path: Path)
     assert any(line.startswith('going on from step') for line in lines)
     train(Config(**{**RUN, **options, 'outname': str(tmp_path / 'one')}))
     assert_same_curve(tmp_path / 'run', tmp_path / 'one', rel=1e-4)
+
+
+@slow
+def test_all_processes_have_the_rules_of_the_file(tmp_path: Path) -> None:
+    """Which another version or another machine may have drawn."""
+    options = {'max_iters': 8, 'optim': 'adam', 'lr': 0.01, 'print_freq': 10}
+    for name in ('two', 'one'):
+        train(Config(**{**RUN, **options, 'outname': str(tmp_path / name / 'run')}))
+        path = RunFiles(tmp_path / name / 'run').config
+        content = load(path)
+        content['rules'] = content['rules'].flip(2)
+        torch.save(content, path)
+    longer = {**options, 'max_iters': 200}
+    process = train_by(2, tmp_path / 'two/run', **longer)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    train(Config(**{**RUN, **longer, 'outname': str(tmp_path / 'one/run')}))
+    assert_same_curve(tmp_path / 'two/run', tmp_path / 'one/run', rel=1e-4)
 
 
 @slow

@@ -14,7 +14,7 @@ from RLM_clean.config import Config
 from RLM_clean.models import num_parameters
 from RLM_clean.threads import available_cores
 from RLM_clean.training import machine
-from RLM_clean.training.machine import resolve_device
+from RLM_clean.training.machine import Machine, resolve_device
 
 
 def check(**options: Any) -> None:
@@ -67,6 +67,34 @@ def test_what_the_memory_cannot_hold_is_refused_before_it_is_asked_for(monkeypat
         check(embedding_dim=8192, depth=4)
     with pytest.raises(ValueError, match=r'depth=8 .* for the activations, this machine has 1: use at most'):
         check(regime='population', num_features=4, num_layers=3, depth=8, embedding_dim=128)
+
+
+def test_batches_that_are_accumulated_need_the_activations_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('os.sysconf', lambda name: {'SC_PHYS_PAGES': 2**18, 'SC_PAGE_SIZE': 2**12}[name])
+    large: dict[str, Any] = {'num_layers': 5, 'num_features': 32, 'depth': 4, 'embedding_dim': 256}
+    large |= {'model': 'transformer_clm', 'objective': 'all'}
+    check(batch_size=64, accumulation=32, **large)
+    with pytest.raises(ValueError, match=r'batch_size=2048 needs 5 GiB for the activations'):
+        check(batch_size=2048, **large)
+
+
+def test_a_run_goes_on_where_it_began_if_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(device='auto', threads='auto')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    elsewhere = {'device': 'cuda', 'threads': 3, 'compile': True}
+    assert machine.choose(config, elsewhere) == Machine('cpu', 3, machine.default_compile(config, torch.device('cpu')))
+    monkeypatch.setattr(machine, 'can_compile', lambda device: device.type != 'mps')
+    assert machine.choose(config, {**elsewhere, 'device': 'cpu'}) == Machine('cpu', 3, True)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    assert machine.choose(config, elsewhere) == Machine('mps', 3, False)  # no compiled step was ever made there
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    assert machine.choose(config, {**elsewhere, 'device': 'cpu'}) == Machine('cpu', 3, True)
+    assert machine.choose(config, elsewhere) == Machine('cuda', 3, True)
+    assert machine.choose(config, {**elsewhere, 'device': 'cuda:1'}).device == 'cuda'  # there is one only
+    assert machine.choose(tiny(device='cpu'), elsewhere).device == 'cpu'
 
 
 @pytest.mark.parametrize(

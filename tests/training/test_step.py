@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from small_runs import make_trainer, tiny
-from step_kinds import KINDS, Interpreted, losses_of, plain_losses
+from step_kinds import KINDS, WAYS, Interpreted, losses_of, plain_losses
 from torch import Tensor, optim
 
+from RLM_clean import init
 from RLM_clean.config import Config
 from RLM_clean.training.step import Step, adamw, clip, scalars_of, sgd
 
@@ -87,6 +88,20 @@ def test_in_float64_they_agree_to_rounding(kind: str) -> None:
     eager, pure = (losses_of(config, way, STEPS, double=True) for way in ('eager', 'pure'))
     assert pure == pytest.approx(eager, rel=1e-9)
     assert eager[-1] < eager[0]
+
+
+def test_what_a_model_does_not_use_decays_in_each_way() -> None:
+    """Such a parameter has no gradient, or a gradient of zero."""
+    found = []
+    for way in ('eager', 'pure'):
+        trainer = make_trainer(tiny(optim='adam', lr=0.1, weight_decay=0.1, scheduler='none'))
+        trainer.model.register_parameter('unused', torch.nn.Parameter(torch.ones(3)))
+        optimizer = init.init_optimizer(trainer.model, trainer.config)
+        trainer.take_steps = WAYS[way](trainer.model, optimizer, trainer.config)
+        trainer.advance(20)
+        found.append(trainer.model.get_parameter('unused').detach())
+    torch.testing.assert_close(found[0], torch.full((3,), 0.99**20))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_it_changes_nothing_that_it_is_given() -> None:
