@@ -84,7 +84,7 @@ tensorboard=${tensorboard:-0}           # 1: TensorBoard, beside any other track
 resume=${resume:-auto}                  # auto, require or restart
 results_dir=${results_dir:-results}     # relative to the folder of this script
 rep=${rep:-1}                           # the number of a repetition, part of the name
-outname=${outname:-}                    # path of the files; empty: results_dir and a name made from the options
+outname=${outname:-}                    # path of the files, from the folder of this script; empty: made from the options
 
 # ---- sweeps: several values are separated by spaces; first..last:number is a range, 1e-4..1e-1:7log one by factors
 repetitions=${repetitions:-}            # repeat each run with so many other seeds

@@ -34,8 +34,14 @@ make_venv() {
         return
     fi
     echo "setting up .venv with $file (once; some minutes, depending on the network)"
+    if [ ! -w . ]; then
+        echo "error: $PWD cannot be written, and packages are installed there: copy the project, or make it yours" >&2
+        exit 2
+    fi
     [ -x .venv/bin/python ] || new_venv "$base" || {
-        echo "error: $base cannot make a virtual environment: install its venv module (on Debian: python3-venv)" >&2
+        local remedy="see the lines above"
+        "$base" -c 'import venv, ensurepip' 2>/dev/null || remedy="install its venv module (on Debian: python3-venv)"
+        echo "error: $base cannot make a virtual environment: $remedy" >&2
         exit 2
     }
     # The package itself goes in too, so that its imports work from every folder.

@@ -6,6 +6,10 @@
 #   bash test.sh -k resume  the tests with that word in their names; other arguments go to pytest likewise
 set -euo pipefail
 cd "$(dirname "$0")"
+if [ "${1:-}" = --help ]; then
+    sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "${0##*/}"
+    exit
+fi
 source ./environment.sh
 
 make_venv requirements-dev.txt

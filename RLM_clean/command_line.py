@@ -33,15 +33,31 @@ class _Parser(argparse.ArgumentParser):
 
 def not_a_value(text: str, kind: str) -> str:
     """The message for a text that is not a value of its kind; several values are answered with how to write them."""
-    if ',' in text or '..' in text:
-        return f'{text!r} is not {kind}: several values are a sweep, in code.sh as "1 2 3", or 1..3:5 for five of them'
+    if len(text.replace(',', ' ').split()) > 1 or '..' in text:
+        return (
+            f'{text!r} is not {kind}: several values are a sweep, in code.sh as "1 2 3", or 1..3:5 for five of them; '
+            'in RLM_clean.sweep as --grid NAME=1,2,3'
+        )
+    if text == 'random':
+        return f'{text!r} is not {kind}: code.sh draws one seed for it; for several use repetitions=2'
     return f'{text!r} is not {kind}: give one'
+
+
+def read_number(text: str) -> int:
+    """A whole number, which may be written as 1e4. Raises ValueError for another text."""
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if 'e' not in text.lower() or not value.is_integer() or abs(value) > 2**53:  # above, floats leave numbers out
+            raise ValueError from None
+        return int(value)
 
 
 def _reader(kind: type) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
-            return kind(text)
+            return read_number(text) if kind is int else kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(not_a_value(text, KIND_NAMES[kind])) from None
 
@@ -87,7 +103,10 @@ def from_arguments(arguments: Sequence[str] | None = None, prog: str = 'rlm-trai
         fields = dataclasses.fields(Config)
         flags = [f.name for f in fields] + [f'no-{f.name}' for f in fields if kind_of(f) is bool]
         close = difflib.get_close_matches(name, flags, 1)
-        parser.error(f'{unknown[0]!r} is not an option: {f"did you mean --{close[0]}?" if close else "see --help"}')
+        remedy = f'did you mean --{close[0]}?' if close else 'see --help'
+        if not unknown[0].startswith('-') and not close:
+            remedy = 'see --help; several values of an option are a sweep (docs/sweeps.md)'
+        parser.error(f'{unknown[0]!r} is not an option: {remedy}')
     try:
         return Config(**vars(known))
     except ValueError as error:

@@ -340,10 +340,10 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
-def similar(name: str, names: Iterable[str]) -> str:
+def similar(name: str, names: Iterable[str], otherwise: str = 'see --help') -> str:
     """The remedy of an error about an unknown name: the nearest of the known names, or where they are listed."""
     close = difflib.get_close_matches(name, list(names), 1)
-    return f'did you mean {close[0]}?' if close else 'see --help'
+    return f'did you mean {close[0]}?' if close else otherwise
 
 
 _KINDS: dict[str, type] = {'int': int, 'int | None': int, 'int | str': str, 'float': float, 'str': str, 'bool': bool}

@@ -54,7 +54,7 @@ OPTIONS: list[tuple[dict[str, Any], str, str]] = [
     ({'seed_rules': 2**32}, '4294967296', 'from 0 to 2^32 - 1'),
     ({'seed_sample': -5}, '-5', 'from 0 to 2^63 - 1'),
     ({'seed_model': 2**63}, '9223372036854775808', 'below 2^63'),
-    ({'seed_model': 'random'}, "'random'", 'give one'),
+    ({'seed_model': 'random'}, "'random'", 'code.sh draws one seed for it; for several use repetitions=2'),
     ({'dataset': 'wikipedia'}, "'wikipedia'", 'use rlm or rhm or unambiguous'),
     ({'sigma': -1, 'dataset': 'unambiguous'}, '-1', 'use a finite number, 0 or more'),
     ({'zipf': 1}, '1', "needs dataset='rhm'"),

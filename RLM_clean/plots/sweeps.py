@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def plot_sweep(results: Results, by: str | None = None) -> Figure:
     """
     axes = [name for name in results.axes if name != 'repetition']
     if by is not None and by not in axes:
-        raise ValueError(f'by={by!r} is not an axis of this sweep: {similar(by, axes)}')
+        raise ValueError(f'by={by!r} is not an axis of this sweep: {similar(by, axes, _one_of(axes))}')
     by = by or max(axes, key=lambda name: len(results.axes[name]), default=None)
     others = [name for name in axes if name != by]
     every = list(itertools.product(*(enumerate(results.axes[name]) for name in others)))
@@ -102,7 +103,7 @@ def excess_map(results: Results, rows: str = 'num_features', columns: str = 'bet
     names = [name for name in results.axes if name != 'repetition']
     for name in (rows, columns):
         if name not in names:
-            raise ValueError(f'{name!r} is not an axis of this sweep: {similar(name, names)}')
+            raise ValueError(f'{name!r} is not an axis of this sweep: {similar(name, names, _one_of(names))}')
     if rows == columns:
         raise ValueError(f'rows={rows!r} and columns={columns!r} are the same axis: give two different ones')
     values = results.mean('excess', over=[name for name in results.axes if name not in (rows, columns)])
@@ -141,3 +142,7 @@ def save_sweep(results: Results) -> list[Path]:
     path = results.plan.folder / 'sweep.png'
     save(plot_sweep(results), path)
     return [path]
+
+
+def _one_of(axes: Sequence[str]) -> str:
+    return f'use {" or ".join(axes)}' if axes else 'it has none but the repetitions'

@@ -43,8 +43,14 @@ class Run:
     def __init__(self, outname: str | os.PathLike[str]) -> None:
         outname = os.fspath(outname)
         self.files = RunFiles(outname)
+        if not self.files.config.exists() and outname.endswith('.pt'):  # the file that a run names at its end
+            outname = outname.removesuffix('.pt')
+            self.files = RunFiles(outname)
         if not self.files.config.exists():
-            raise ValueError(f'outname={outname!r} has no file {self.files.config}: give the path of a run')
+            remedy = 'give the path of a run'
+            if os.path.isfile(os.path.join(outname, 'sweep.json')):
+                remedy = 'it is the folder of a sweep, which sweep.load opens; its runs are in it'
+            raise ValueError(f'outname={outname!r} has no file {self.files.config}: {remedy}')
         stored = self.files.load_config()
         self.config = Config(**{**stored['config'], 'outname': outname, 'device': 'cpu'})
         self.entropy: float = stored['entropy']

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ if importlib.util.find_spec('torch') is None:
     sys.exit('sweep: error: torch is not installed: run `bash code.sh` and `source .venv/bin/activate`')
 
 try:
-    from RLM_clean.config import similar
+    from RLM_clean.config import DEFAULTS, similar
     from RLM_clean.sweep import local, slurm, worker
     from RLM_clean.sweep.arguments import (
         make_sweep_parser,
@@ -100,7 +101,7 @@ def _sweep(words: list[str]) -> int:
         return _report(plan, finished=local.launch(plan, workers, args.group))
     if left:
         job = slurm.launch(plan, workers, args.group, resources)
-        say(f'job {job} of SLURM; `python -m RLM_clean.sweep status {plan.folder}` shows how far it is')
+        say(f'job {job} of SLURM; `python -m RLM_clean.sweep status {_quoted(plan)}` shows how far it is')
     return 0
 
 
@@ -119,12 +120,20 @@ def _stored(folder: str | Path) -> bool:
         return False
 
 
+def _quoted(plan: Plan) -> str:
+    """The folder of a sweep as a word of a command."""
+    return shlex.quote(str(plan.folder))
+
+
 def without_use(plan: Plan) -> list[str]:
-    """A line for each option that the sweep names and none of its runs uses, such as beta where all are of the RHM."""
+    """A line for each option that the sweep names and none of its runs uses, such as beta where all are of the RHM.
+
+    Values that are the defaults, all of which code.sh names, are left out.
+    """
     unused = [run.config.unused() for run in plan.runs]
     return [
         f'{name} has no use in these runs: it is for {unused[0][name]}'
-        for name in (*plan.varied, *plan.options)
+        for name in (*plan.varied, *(name for name, value in plan.options.items() if value != DEFAULTS[name]))
         if all(name in of_run for of_run in unused)
     ]
 
@@ -163,11 +172,11 @@ def _report(plan: Plan, finished: bool) -> int:
     say(totals(found))
     if failed:
         say(f'{failed[0].run.name} failed: {failed[0].why}')
-        say(f'`python -m RLM_clean.sweep status {plan.folder}` lists all that failed, --retry-failed tries them again')
+        say(f'`python -m RLM_clean.sweep status {_quoted(plan)}` lists all that failed; --retry-failed trains them')
     if not finished:
         say('saved; the same command goes on from there')
     elif any(s.status == 'done' for s in found):
-        say(f'`python -m RLM_clean.sweep collect {plan.folder}` writes its tables and its figure, sweep.png')
+        say(f'`python -m RLM_clean.sweep collect {_quoted(plan)}` writes its tables and its figure, sweep.png')
     return 1 if failed and finished else 0
 
 
@@ -181,7 +190,12 @@ def _status(words: list[str]) -> int:
 
 def _collect(words: list[str]) -> int:
     help = 'Write runs.csv, dynamics.csv and sweep.png into the folder of a sweep.'
-    for path in collect(read_folder('collect', help, words)):
+    folder = read_folder('collect', help, words)
+    try:
+        paths = collect(folder)
+    except PermissionError:
+        raise ValueError(f'{folder} cannot be written: copy it to another place, or use sweep.load in Python') from None
+    for path in paths:
         say(str(path))
     return 0
 

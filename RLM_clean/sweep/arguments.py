@@ -102,7 +102,9 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.N
     if unknown:
         name = unknown[0].split('=')[0].lstrip('-')
         own = [name.replace('_', '-') for name in vars(args) if name not in DEFAULTS]
-        remedy = similar(f'--{name}', (f'--{n}' for n in [*DEFAULTS, *own]))
+        alone = not unknown[0].startswith('-')
+        otherwise = 'several values are written with commas, as in --grid beta=0.8,1.2' if alone else 'see --help'
+        remedy = similar(f'--{name}', (f'--{n}' for n in [*DEFAULTS, *own]), otherwise)
         raise ValueError(f'{unknown[0]!r} is not an option: {remedy}')
     given = {name: value for name in DEFAULTS if (value := getattr(args, name)) is not _ABSENT}
     for name in given:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from RLM_clean.command_line import read_number
 from RLM_clean.config import DEFAULTS, EXECUTION, format_value, similar
 
 # A sweep varies neither the name of a run nor how it is computed.
@@ -127,7 +128,7 @@ def _read_value(name: str, text: str) -> Any:
     try:
         if text == '':
             raise ValueError
-        return SWITCHES[text.lower()] if kind is bool else kind(text)
+        return SWITCHES[text.lower()] if kind is bool else read_number(text) if kind is int else kind(text)
     except (KeyError, ValueError):
         raise ValueError(f'{name}={text!r} is not {_KIND_NAMES.get(kind, "a value")}: give one') from None
 

@@ -161,7 +161,7 @@ class Results:
         """A column of runs.csv over the grid, `(..., repetitions)`: numbers in float64, texts as objects."""
         names = list(dict.fromkeys(key for row in self.rows for key in row))
         if name not in names:
-            raise ValueError(f'{name!r} is not a column of this sweep: {similar(name, names)}')
+            raise ValueError(f'{name!r} is not a column of this sweep: {similar(name, names, "runs.csv has them all")}')
         values = [row.get(name) for row in self.rows]
         if any(isinstance(value, str) for value in values):
             return self._arrange(np.array(values, dtype=object))
@@ -181,7 +181,8 @@ class Results:
                 known |= dict.fromkeys(record)
                 curve[places[record['t']]] = record.get(name, math.nan)
         if known and name not in known:
-            raise ValueError(f'{name!r} is not in the records: {similar(name, known)}')
+            remedy = similar(name, known, f'use {", ".join(known)}')
+            raise ValueError(f'{name!r} is not in the records: {remedy}')
         return self._arrange(curves)
 
     def mean(self, what: str | Array, over: str | Iterable[str] = 'repetition') -> Array:
@@ -233,7 +234,8 @@ class Results:
         for name in [over] if isinstance(over, str) else over:
             places = [i for i, names in enumerate(axes) if name in names]
             if not places:
-                raise ValueError(f'over={name!r} is not an axis: {similar(name, [n for names in axes for n in names])}')
+                known = ' or '.join(n for names in axes for n in names)
+                raise ValueError(f'over={name!r} is not an axis: {similar(name, known.split(" or "), f"use {known}")}')
             found.append(places[0])
         return tuple(found)
 

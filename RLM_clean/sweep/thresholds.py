@@ -95,7 +95,10 @@ class ThresholdSweep:
         check_axes(self.axes)
         names = [name for axis in self.axes for name in axis.names]
         if 'train_size' in names or 'train_size' in self.options:
-            raise ValueError('train_size is what is sought: leave it out, or give the first size as --start')
+            raise ValueError(
+                'train_size is what is sought: leave it out; the first size is --start of '
+                '`python -m RLM_clean.sweep threshold`'
+            )
         if 'regime' in names or self.options.get('regime', 'offline') != 'offline':
             raise ValueError('regime is offline in a search for a threshold: leave it out')
         usual = {'max_epochs': _MANY_EPOCHS, 'checkpoints': self.criterion.needs_checkpoints}

@@ -125,6 +125,17 @@ def test_test_batches_are_fresh_sequences_of_the_test_stream(finished: Path) -> 
     assert loss == pytest.approx(run.dynamics[-1]['testloss'], abs=0.75)
 
 
+def test_a_run_is_opened_by_the_file_that_it_names_at_its_end(finished: Path) -> None:
+    run = load_run(f'{finished}.pt')
+    assert run.files.outname == finished and run.config.outname == str(finished)
+
+
+def test_the_folder_of_a_sweep_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / 'sweep.json').touch()
+    with pytest.raises(ValueError, match=r'it is the folder of a sweep, which sweep\.load opens'):
+        load_run(tmp_path)
+
+
 def test_the_last_model_is_opened_by_default(finished: Path) -> None:
     run = load_run(str(finished))
     final = torch.load(f'{finished}.pt', weights_only=True)['model']

@@ -388,6 +388,19 @@ def test_seeds_of_repetitions_are_never_left_out(asked: Asked, capsys: pytest.Ca
     assert (search.seed, search.vary) == (5, ('rules',))
 
 
+def test_a_whole_number_may_be_written_with_an_exponent(asked: Asked) -> None:
+    assert asked.config(max_iters='1e4').max_iters == 10**4
+    plan, _ = asked.plan(max_iters='1e3 2e3')
+    assert plan.axes[0].column('max_iters') == [1000, 2000]
+
+
+def test_options_without_use_are_named_where_they_were_changed(asked: Asked) -> None:
+    plan, _ = asked.plan(beta='1 2')
+    assert sweep_module.without_use(plan) == []  # code.sh names every option
+    plan, _ = asked.plan(beta='1 2', num_synonyms=3, dataset='rhm')
+    assert sweep_module.without_use(plan) == ['beta has no use in these runs: it is for dataset=rlm']
+
+
 def test_what_is_for_slurm_is_refused_for_one_run(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
     assert asked('--minutes', '7') == 2 and asked.run is None
     assert 'minutes=7 is for sweeps, and this is one run' in capsys.readouterr().err

@@ -13,6 +13,7 @@ from small_runs import train
 from small_sweeps import make_sweep
 
 from RLM_clean import sweep
+from RLM_clean.plots import plot_sweep
 from RLM_clean.runs import load_run
 from RLM_clean.runs.files import RunFiles
 from RLM_clean.sweep.plan import Plan
@@ -154,6 +155,13 @@ def test_a_data_set_comes_back_from_a_file(results: Results, records: bool, tmp_
     data.to_netcdf(tmp_path / 'sweep.nc', engine='scipy')
     with xarray.open_dataset(tmp_path / 'sweep.nc', engine='scipy') as again:
         assert again.identical(data)
+
+
+def test_an_unknown_axis_is_answered_with_those_there_are(results: Results) -> None:
+    """There is no --help in Python."""
+    for call in (lambda: results.mean('excess', over='rep'), lambda: plot_sweep(results, by='beta')):
+        with pytest.raises(ValueError, match=r'is not an axis.*: (did you mean repetition|use optim or )'):
+            call()
 
 
 def test_a_data_set_with_a_large_seed_can_be_written(tmp_path: Path) -> None:
