@@ -73,8 +73,7 @@ def run(name: str, quick: bool, printed: Path, note: Callable[[Outcome], None]) 
             process.send_signal(number)
             raise KeyboardInterrupt
 
-        for name in ('SIGTERM', 'SIGHUP'):
-            number = getattr(signal, name)
+        for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
                 signal.signal(number, stop)
         try:

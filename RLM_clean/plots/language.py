@@ -229,12 +229,8 @@ def _alike(languages: Sequence[TreeGrammar]) -> list[tuple[str, list[TreeGrammar
     for i, language in enumerate(languages):
         alone = 0 if isinstance(language, (RLM, RHM)) else i + 1
         groups.setdefault((language_name(language, sizes=True), alone), []).append(language)
-    short = [language_name(group[0]) for group in groups.values()]
-    known = {(name, full) for name, (full, alone) in zip(short, groups, strict=True) if not alone}
-    return [
-        (full if sum(name == other for other, _ in known) > 1 else name, group)
-        for name, ((full, _), group) in zip(short, groups.items(), strict=True)
-    ]
+    names = language_names([group[0] for group in groups.values()])
+    return list(zip(names, groups.values(), strict=True))
 
 
 def _has_theory(language: TreeGrammar) -> TypeGuard[RLM | RHM]:

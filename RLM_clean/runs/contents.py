@@ -65,6 +65,11 @@ def check(content: dict[str, Any], form: Form, path: Path) -> None:
         raise foreign(path, found)
 
 
+def is_end(output: dict[str, Any], last_step: int) -> bool:
+    """Whether the `output` of a final file is that of a run of this length, and not that of a shorter one."""
+    return bool(output['early_stop']) or output['step'] >= last_step
+
+
 def check_rules(rules: Tensor, config: Config, path: Path) -> None:
     """Raises UnreadableFileError for rules that are not probabilities, or do not have the shape of the options.
 

@@ -178,9 +178,10 @@ class Run:
             return self._final['model'], self.files.final
         if step is None and self.steps:
             step = self.steps[-1]
-        if step not in self.steps:
-            raise ValueError(f'step={step!r} has no checkpoint: use one of {self.steps}')
-        path = self.files.checkpoint(self.steps[self.steps.index(step)])  # a plain int, also for one of numpy
+        steps = self.steps
+        if step not in steps:
+            raise ValueError(f'step={step!r} has no checkpoint: use one of {steps}')
+        path = self.files.checkpoint(steps[steps.index(step)])  # a plain int, also for one of numpy
         return self.files.load_checkpoint(path)['model'], path
 
 

@@ -96,7 +96,8 @@ def read_result(run: PlannedRun, folder: Path) -> Result:
         output = content['output']
         best = {name: content['best'][name] for name in ('step', 'loss', 'excess') if name in content['best']}
         end = {'excess_error': output['excess_error'], 'early_stop': output['early_stop'], 'best': best}
-        result = Result(run, state(run, folder).status, output['dynamics'], content['config'], _floors(output), end)
+        status = 'done' if contents.is_end(output, run.config.last_step) else state(run, folder).status
+        result = Result(run, status, output['dynamics'], content['config'], _floors(output), end)
     elif files.config.exists():
         content = load_file(files.config, tensors=False)
         contents.check(content, contents.CONFIG, files.config)
@@ -234,8 +235,9 @@ class Results:
         for name in [over] if isinstance(over, str) else over:
             places = [i for i, names in enumerate(axes) if name in names]
             if not places:
-                known = ' or '.join(n for names in axes for n in names)
-                raise ValueError(f'over={name!r} is not an axis: {similar(name, known.split(" or "), f"use {known}")}')
+                known = [n for names in axes for n in names]
+                remedy = similar(name, known, f'use {" or ".join(known)}')
+                raise ValueError(f'over={name!r} is not an axis: {remedy}')
             found.append(places[0])
         return tuple(found)
 

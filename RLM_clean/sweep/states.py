@@ -166,10 +166,9 @@ def is_complete(run: PlannedRun) -> bool:
     if record is not None and record['t'] >= run.config.last_step:
         return True
     try:
-        output = files.load_final(tensors=False)['output']
+        return contents.is_end(files.load_final(tensors=False)['output'], run.config.last_step)
     except UnreadableFileError:
         return True  # what reads its results says why
-    return bool(output['early_stop']) or output['step'] >= run.config.last_step
 
 
 # ---------------------------------------------------------------------- states

@@ -24,6 +24,7 @@ import torch
 from RLM_clean import init, measures, tasks
 from RLM_clean.config import DEFAULTS, LENGTH, Config, format_value
 from RLM_clean.measures import Language
+from RLM_clean.runs import contents
 from RLM_clean.runs.files import Record, RunFiles
 from RLM_clean.runs.storage import save
 from RLM_clean.training import distributed, loop, machine
@@ -265,7 +266,7 @@ def foresee(config: Config) -> str:
         return 'to train'
     _read_stored(config, files)
     output = files.load_final(tensors=False)['output'] if files.final.exists() else None
-    if output is not None and (output['early_stop'] or output['step'] >= config.last_step):
+    if output is not None and contents.is_end(output, config.last_step):
         return 'there already'
     steps = files.steps()
     _check_required(config, bool(steps))
@@ -309,7 +310,7 @@ def _read_complete(config: Config, files: RunFiles) -> Outcome | None:
     """The outcome of a run that is at its end; None where its final file is that of a shorter one."""
     content = files.load_final()
     output = content['output']
-    if output['step'] < config.last_step and not output['early_stop']:
+    if not contents.is_end(output, config.last_step):
         return None
     _remove_surplus(config, files)  # the process that wrote the final file may have been killed before it did
     return Outcome(
