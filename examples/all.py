@@ -73,9 +73,12 @@ def run(name: str, quick: bool, printed: Path, note: Callable[[Outcome], None]) 
             process.send_signal(number)
             raise KeyboardInterrupt
 
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-                signal.signal(number, stop)
+        passed_on = [
+            number
+            for number in (signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) is not signal.SIG_IGN  # as nohup has it
+        ]
+        before = {number: signal.signal(number, stop) for number in passed_on}
         try:
             for line in process.stdout:
                 print(line, end='', flush=True)
@@ -87,6 +90,9 @@ def run(name: str, quick: bool, printed: Path, note: Callable[[Outcome], None]) 
             process.wait()
             note(so_far(None))
             raise
+        finally:  # between two examples a signal ends this process, and nothing is lost
+            for number, handler in before.items():
+                signal.signal(number, handler)
     write(printed, ''.join(lines))
     note(so_far(process.returncode))
 

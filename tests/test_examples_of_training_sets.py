@@ -204,7 +204,9 @@ def test_the_time_of_an_interrupted_example_is_kept(
     (tmp_path / 'examples/long.py').write_text("print('answer: 42')")
     monkeypatch.setattr(every, 'NAMES', ('long',))
     monkeypatch.setattr(every.time, 'perf_counter', lambda: 5.0)  # the second call takes no time
+    handler = signal.getsignal(signal.SIGTERM)
     every.main([])
+    assert signal.getsignal(signal.SIGTERM) is handler  # between two examples a signal ends the program
     after = json.loads(kept.read_text())['long']
     assert after['status'] == 0 and after['seconds'] == before['seconds']
     assert 'answer: 42' in (tmp_path / 'results/all/outcomes.md').read_text()
