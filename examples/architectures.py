@@ -27,8 +27,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from examples import make_parser, places
-from RLM_clean.analysis.scaling import PowerLaw, fit_power_law, interval_around
-from RLM_clean.analysis.thresholds import Threshold
+from RLM_clean.analysis.scaling import PowerLaw, interval_around
+from RLM_clean.analysis.thresholds import Threshold, fit_thresholds
 from RLM_clean.plots import style
 from RLM_clean.sweep import threshold_command
 from RLM_clean.sweep.results import Array
@@ -97,20 +97,23 @@ def power_law(thresholds: Sequence[Threshold], v: int, m: Array) -> PowerLaw | N
 
     None for fewer than three m, and where a seed has no P*.
     """
-    found = per_seed(thresholds)
-    if len(m) < 3 or np.isnan(found).any():
+    if len(m) < 3 or np.isnan(per_seed(thresholds)).any():
         return None
-    return fit_power_law(m, found.T * (1 - m / v), floor=0.0, choose_range=False, mean='geometric')
+    return fit_thresholds(m, thresholds, 1 - m / v)
 
 
-def with_interval(logs: Array) -> str:
-    """The geometric mean of seeds, of which the logarithms are given, with its 95% interval."""
+def ratio(above: Threshold, below: Threshold) -> str:
+    """How many times the sequences of one threshold another one needs: the geometric mean of seeds, 95% interval.
+
+    The interval holds the resolutions of both searches, as those of the thresholds do.
+    """
+    logs = np.log(per_seed([above])[0] / per_seed([below])[0])
     if np.isnan(logs).any():
         return 'not known for all seeds'
-    number = len(logs)
-    around = interval_around(float(logs.mean()), float(logs.std()) / number**0.5, number - 1, number)
-    mean, low, high = np.exp([logs.mean(), *around])
-    return f'{mean:.1f} ({low:.1f} to {high:.1f})'
+    number, mean = len(logs), float(logs.mean())
+    low, high = interval_around(mean, float(logs.std()) / number**0.5, number - 1, number)
+    half = math.hypot((high - low) / 2, above.resolution, below.resolution)
+    return f'{math.exp(mean):.1f} ({math.exp(mean - half):.1f} to {math.exp(mean + half):.1f})'
 
 
 def table(found: dict[str, Levels], v: int, m: Array) -> list[str]:
@@ -140,9 +143,9 @@ def table(found: dict[str, Levels], v: int, m: Array) -> list[str]:
     for architecture, levels in found.items():
         for (lower, below), (upper, above) in zip(list(levels.items())[:-1], list(levels.items())[1:], strict=True):
             power = exponent(architecture, upper) - exponent(architecture, lower)
-            for value, logs in zip(m, np.log(per_seed(above) / per_seed(below)), strict=True):
+            for value, *pair in zip(m, above, below, strict=True):
                 lines.append(
-                    f'{architecture:11} m = {value:.0f}: level {upper} needs {with_interval(logs)} times the sequences '
+                    f'{architecture:11} m = {value:.0f}: level {upper} needs {ratio(*pair)} times the sequences '
                     f'of level {lower}, law {value**power:.0f}'
                 )
     return lines

@@ -6,8 +6,9 @@ Trains transformers on training sets of P sequences of the Random Hierarchy Mode
 last token from the last t tokens before it, t = 1, 3 and 7, and takes the best loss of each run. F. Cagnetta and
 M. Wyart (NeurIPS 2024, arXiv:2406.00048) predict that the level l is learnt from about P_l = v m^(2l - 1) / (1 - m/v)
 sequences, when the correlations of tokens at that distance emerge from the noise, and that a window of t tokens stops
-the descent at the floor H_t. Prints, for each level, the size P* at which the loss is halfway between the floors that
-the level joins, beside P_l; and draws the losses against P.
+the descent at the floor H_t. Prints, for each level, the size from which the covariances of the training sequences
+stand out of their noise, and the size P* at which the loss is halfway between the floors that the level joins, both
+beside P_l; and draws the losses against P.
 
 The runs are a sweep, which says how long it will take; after an interruption, the same command continues. `--quick`
 trains small models in seconds.
@@ -22,13 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
+from torch import Tensor
 
 from examples import make_parser, places
 from examples.root import crossing
 from RLM_clean import sweep
+from RLM_clean.analysis import baselines
 from RLM_clean.exact import theory
-from RLM_clean.plots import style
+from RLM_clean.plots import scaling, style
+from RLM_clean.runs import load_run
 from RLM_clean.sweep.results import Array, Results
 
 OPTIONS: dict[str, Any] = {
@@ -70,45 +75,72 @@ def thresholds(sizes: Array, losses: Array, above: Array, below: Array) -> Array
     return np.array([crossing(sizes, column, (a + b) / 2) for column, a, b in zip(losses.T, above, below, strict=True)])
 
 
+def emergence(sequences: Tensor, v: int, sizes: Array) -> Array:
+    """The sizes from which covariances stand out of their noise, `(level,)`, from sequences `(P, 2^L)` of a language.
+
+    Those of the last token and of each token whose lowest common ancestor with it is l levels above them. They stand
+    out where the mean of the squared norm of their estimates `p(a, b) - p(a) p(b)` from the first P sequences is twice
+    what independent tokens would have, `(1 - sum_a p(a)^2) (1 - sum_b p(b)^2) / P`: the theory's condition for P_l.
+    """
+    n = sequences.shape[1]
+    ratios = np.empty((len(sizes), n.bit_length() - 1))
+    for row, size in zip(ratios, sizes, strict=True):
+        counted = sequences[: int(size)]
+        joint = torch.stack([torch.bincount(x * v + counted[:, -1], minlength=v * v) for x in counted[:, :-1].T])
+        p = joint.view(-1, v, v).double() / len(counted)
+        left, right = p.sum(2), p.sum(1)
+        estimates = (p - left[:, :, None] * right[:, None, :]).square().sum((1, 2))
+        noise = (1 - left.square().sum(1)) * (1 - right.square().sum(1)) / len(counted)
+        for level in range(1, len(row) + 1):
+            ring = slice(n - 2**level, n - 2 ** (level - 1))  # the tokens at that distance
+            row[level - 1] = (noise[ring].mean() / estimates[ring].mean()).item()
+    return np.array([crossing(sizes, column, 0.5) for column in ratios.T])
+
+
+def emergences(results: Results, sizes: Array) -> Array:
+    """What `emergence` says of the training sets of each repetition, `(level, repetition)`."""
+    found = []
+    for name in results['run'][-1, -1]:
+        run = load_run(results.plan.folder / name)
+        sequences = baselines.training_set(run.rlm, run.config.train_size, 2**run.config.num_layers)
+        found.append(emergence(sequences, run.config.num_features, sizes))
+    return np.array(found).T
+
+
 def table(results: Results, windows: Sequence[int], sizes: Array) -> list[str]:
-    """A line for each level: P* as a geometric mean over repetitions, with its standard error, beside P_l."""
+    """Two lines for each level: where covariances emerge, and P*, both beside P_l."""
     v, m, L = (int(results[name].flat[0]) for name in ('num_features', 'num_synonyms', 'num_layers'))
     joined, losses, lines = floors(results, windows), results['best_loss'][-1], []
+    expected = theory.rhm_sample_sizes(v, m, L)
+    for level, (size, found) in enumerate(zip(expected, emergences(results, sizes), strict=True), start=1):
+        lines.append(f'level {level}: P_l = {size:7.0f}, covariances emerge at {beside(found, size)}')
     for level, (j, k) in enumerate(pairwise((0, *windows)), start=1):
-        logs = np.log(thresholds(sizes, losses, joined[j], joined[k]))
-        expected = theory.rhm_sample_sizes(v, m, L)[level - 1]
-        if np.isnan(logs).any():
-            found = f'reached in {np.isfinite(logs).sum()} of {len(logs)} runs'
-        else:
-            mean, error = math.exp(logs.mean()), logs.std(ddof=1) / math.sqrt(len(logs))
-            ratio = mean / expected
-            found = f'P* = {mean:7.0f} +- {mean * error:5.0f}, P* / P_l = {ratio:.2f} +- {ratio * error:.2f}'
-        lines.append(f'level {level}, from H_{j} to H_{k}: P_l = {expected:7.0f}, {found}')
+        size, found = expected[level - 1], thresholds(sizes, losses, joined[j], joined[k])
+        lines.append(f'level {level}, from H_{j} to H_{k}: P_l = {size:7.0f}, P* = {beside(found, size)}')
     for i, t in enumerate(windows):
         above = results['best_loss'][i, -1] - joined[t]
         lines.append(f'window of {t}: best loss at P = {sizes[-1]:.0f} is H_{t} + {above.mean():.4f}')
     return lines
 
 
+def beside(found: Array, expected: float) -> str:
+    """The geometric mean of sizes `(repetition,)` with its standard error, and its ratio to the size of the theory."""
+    logs = np.log(found)
+    if np.isnan(logs).any():
+        return f'a size within the range in {np.isfinite(logs).sum()} of {len(logs)} runs'
+    mean, error = math.exp(logs.mean()), logs.std(ddof=1) / math.sqrt(len(logs))
+    ratio = mean / expected
+    return f'{mean:7.0f} +- {mean * error:5.0f}, {ratio:.2f} +- {ratio * error:.2f} times P_l'
+
+
 @style.styled
-def figure(results: Results, windows: Sequence[int], sizes: Array, axes: Axes) -> None:
-    """The best loss of each window against P, means over repetitions with their spread, and the floors."""
+def figure(results: Results, windows: Sequence[int], axes: Axes) -> None:
+    """The best loss of each window against P, with the floors and the sizes of the theory."""
     v, m, L = (int(results[name].flat[0]) for name in ('num_features', 'num_synonyms', 'num_layers'))
-    for losses, t, color in zip(results['best_loss'], windows, style.line_colors(len(windows)), strict=True):
-        label = f'window of {t} token' + ('s' if t > 1 else '')
-        axes.errorbar(sizes, losses.mean(1), losses.std(1, ddof=1), fmt='.-', color=color, label=label)
-    for k, values in floors(results, windows).items():
-        axes.axhline(values.mean(), color=style.GREY, lw=1, ls='--')
-        axes.annotate(
-            f'$H_{k}$', (1.01, values.mean()), xycoords=('axes fraction', 'data'), va='center', color=style.GREY
-        )
-    for level, size in enumerate(theory.rhm_sample_sizes(v, m, L)[: len(windows)], start=1):
+    scaling.size_curves(results, labels=[f'window of {t} token' + ('s' if t > 1 else '') for t in windows], axes=axes)
+    for level, size in enumerate(theory.rhm_sample_sizes(v, m, L), start=1):
         axes.axvline(size, color=style.GREY, lw=1, ls=':')
         axes.annotate(f'$P_{level}$', (size, 1.02), xycoords=('data', 'axes fraction'), ha='center', color=style.GREY)
-    axes.set_xscale('log')
-    axes.set_xlabel('P, sequences in the training set')
-    axes.set_ylabel('best test loss (nats)')
-    axes.legend(loc='upper right', bbox_to_anchor=(1, 0.92))
 
 
 def train(arguments: Sequence[str] | None, description: str | None, name: str) -> tuple[Results, bool, Path]:
@@ -140,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     P = np.array(sizes, dtype=float)
     print('\n'.join(table(results, windows, P)))
     axes = style.panels(size=(8, 4.6))
-    figure(results, windows, P, axes)
+    figure(results, windows, axes)
     style.save(axes.figure, picture)
     print(f'the figure is {picture}')
 

@@ -16,12 +16,16 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 
 from examples import all as every
 from examples import architectures, memorisation, phase_diagram, training_sets, zipf
 from RLM_clean import sweep
 from RLM_clean.analysis.thresholds import Threshold
+from RLM_clean.datasets import RHM
+from RLM_clean.exact import correlations
 from RLM_clean.plots import panels
+from RLM_clean.streams import seeded_generator
 
 
 def test_a_threshold_is_where_the_loss_is_halfway_between_two_floors() -> None:
@@ -30,6 +34,25 @@ def test_a_threshold_is_where_the_loss_is_halfway_between_two_floors() -> None:
     found = training_sets.thresholds(sizes, losses, np.array([2.0, 4.0]), np.array([1.0, 1.0]))
     assert found[0] == pytest.approx(100 * math.sqrt(10))
     assert np.isnan(found[1])  # 2.5 is not reached
+
+
+def test_covariances_emerge_where_they_are_as_large_as_their_noise() -> None:
+    """Their mean squared estimate is then twice the noise: against the exact covariances, over 16 samples.
+
+    Single samples are off by 10 to 40%, so the geometric mean is by 10% or less.
+    """
+    language = RHM(v=8, m=4, L=3, seed_rules=3)
+    sizes = 2.0 ** np.arange(3, 17)
+    samples = [RHM(v=8, m=4, L=3, seed_rules=3, seed_samples=seed).sequences(0, 2**16) for seed in range(16)]
+    found = np.exp(np.log([training_sets.emergence(sequences, 8, sizes) for sequences in samples]).mean(0))
+    laws = correlations.leaf_marginals(language)
+    for level, size in enumerate(found, start=1):
+        ring = range(8 - 2**level, 8 - 2 ** (level - 1))
+        signal = sum(correlations.covariance(language, i, 7).square().sum().item() for i in ring)
+        noise = sum(((1 - laws[i].square().sum()) * (1 - laws[7].square().sum())).item() for i in ring)
+        assert size == pytest.approx(noise / signal, rel=0.2)
+    independent = torch.randint(8, (2**12, 8), generator=seeded_generator(1))
+    assert np.isnan(training_sets.emergence(independent, 8, 2.0 ** np.arange(3, 13))).all()
 
 
 def test_a_model_memorises_from_the_step_at_which_the_gap_stays() -> None:

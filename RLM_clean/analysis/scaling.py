@@ -20,6 +20,8 @@ Interval = tuple[float, float]
 
 # The confidence of every interval of this package.
 CONFIDENCE = 0.95
+# An exponent drifts where the p-value of the test for it is below this.
+DRIFT_LEVEL = 0.05
 # The exponents that a fit looks at: of both signs where the floor is known. Where it is fitted, a sum of two powers.
 _EXPONENTS, _FALLING = np.linspace(-10, 10, 201), np.geomspace(0.01, 10, 61)
 # Relative residuals below this are rounding: such a fit is exact.
@@ -59,6 +61,23 @@ def local_exponent(P: ArrayLike, loss: ArrayLike) -> Array:
     return exponents[:, places].reshape(np.shape(loss))
 
 
+def envelope(losses: ArrayLike) -> Array:
+    """The loss of the best of several learners at each size, `(S, K)`, from losses `(A, S, K)` of A learners.
+
+    For each seed and size it is the loss of the learner whose mean over the *other* seeds is the least: the least of
+    several noisy losses would be too small by chance. With one seed it is the least of them. A learner that lacks a
+    seed at a size is left out there; nan where none is left. Raises ValueError for losses of another shape.
+    """
+    y = np.asarray(losses, float)
+    if y.ndim != 3 or 0 in y.shape[:2]:
+        raise ValueError(f'losses have shape {y.shape}: give (learners, seeds, sizes)')
+    seeds = y.shape[1]
+    judged = np.stack([np.delete(y, s, axis=1).mean(1) for s in range(seeds)], 1) if seeds > 1 else y
+    complete = np.isfinite(y).all(1, keepdims=True)
+    chosen = np.where(complete, judged, math.inf).argmin(0)
+    return np.where(complete.any(0), np.take_along_axis(y, chosen[None], 0)[0], math.nan)
+
+
 # ---------------------------------------------------------------------- the fit
 
 
@@ -93,9 +112,10 @@ class PowerLaw:
         return self.floor + self.amplitude * np.asarray(P, float) ** -self.exponent
 
     def __str__(self) -> str:
-        """The exponent with its interval, and the range of the fit."""
+        """The exponent with its interval, the range of the fit, and whether the exponent drifts there."""
         (low, high), (first, last) = self.interval, self.range
-        return f'exponent {self.exponent:.3f} (95%: {low:.3f} to {high:.3f}), P from {first:g} to {last:g}'
+        drifts = f', drifts (p = {self.drift:.2g})' if self.drift < DRIFT_LEVEL else ''
+        return f'exponent {self.exponent:.3f} (95%: {low:.3f} to {high:.3f}), P from {first:g} to {last:g}{drifts}'
 
 
 def fit_power_law(
@@ -103,7 +123,7 @@ def fit_power_law(
     loss: ArrayLike,
     floor: float | None = None,
     choose_range: bool = True,
-    level: float = 0.05,
+    level: float = DRIFT_LEVEL,
     bootstraps: int = 200,
     seed: int = 0,
     mean: str = 'arithmetic',

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from RLM_clean.analysis.scaling import CONFIDENCE, Array, Interval
+from RLM_clean.analysis.scaling import CONFIDENCE, Array, Interval, PowerLaw, fit_power_law
 
 Measured = Mapping[int, Sequence[float]]
 
@@ -32,6 +32,7 @@ class Threshold:
         median: the median over seeds.
         per_seed: the threshold of each seed.
         measured: the values of the seeds at each size, {P: (values)}, by increasing size.
+        resolution: how far apart, in ln P, the two sizes are between which a seed's threshold lies, at most.
     """
 
     value: float
@@ -39,6 +40,7 @@ class Threshold:
     median: float
     per_seed: tuple[float, ...]
     measured: dict[int, tuple[float, ...]]
+    resolution: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,13 @@ class Search:
         with np.errstate(divide='ignore', invalid='ignore'):
             value = float(np.exp(np.mean(np.log([P for P, _ in found]))))
             median = float(np.median([P for P, _ in found]))
+        resolution = max(step for _, step in found)
         interval = (math.nan, math.nan)
         if finite:
-            half = math.hypot(_student_half(logs), max(step for _, step in found))
+            half = math.hypot(_student_half(logs), resolution)
             interval = value * math.exp(-half), value * math.exp(half)
         table = {P: tuple(column) for P, column in zip(sizes, values.T.tolist(), strict=True)}
-        return Threshold(value, interval, median, tuple(P for P, _ in found), table)
+        return Threshold(value, interval, median, tuple(P for P, _ in found), table, resolution)
 
     def _crossing(self, sizes: list[int], row: Array) -> tuple[float, float]:
         """Where the values of a seed pass the bound, and the distance in ln P of the sizes around it."""
@@ -164,6 +167,32 @@ class Search:
         (low, high), (above, below) = np.log(sizes[place - 1 : place + 1]), curve[place - 1 : place + 1]
         part = (above - self.bound) / (above - below)
         return float(np.exp(low + part * (high - low))), float(high - low)
+
+
+def fit_thresholds(x: ArrayLike, found: Sequence[Threshold], scale: ArrayLike = 1.0) -> PowerLaw:
+    """The power law of thresholds in what varies, `scale P* = A x^-exponent`: where they grow, the exponent is below 0.
+
+    `x` are the values of what varies `(K,)`, with a threshold each, and `scale` numbers `(K,)` that multiply them. The
+    fit is that of `fit_power_law` to the geometric means over seeds, at all x. Its intervals hold the seeds, by their
+    bootstrap, and in quadrature the resolution of the searches: with h the `Threshold.resolution` of each point, and w
+    the weights with which the points enter a straight line, `sqrt(sum (w h)^2)`.
+
+    Raises ValueError as `fit_power_law` does, and for a seed without a threshold.
+    """
+    per_seed = np.array([threshold.per_seed for threshold in found], float).T * np.asarray(scale, float)
+    law = fit_power_law(x, per_seed, 0.0, choose_range=False, mean='geometric')
+    logs, steps = np.log(np.asarray(x, float)), np.array([threshold.resolution for threshold in found])
+    slope = (logs - logs.mean()) / ((logs - logs.mean()) ** 2).sum()
+    height = 1 / len(logs) - slope * logs.mean()
+    half, factor = math.hypot(*(slope * steps)), math.hypot(*(height * steps))
+    seeds_half = (law.interval[1] - law.interval[0]) / 2
+    seeds_factor = math.log(law.amplitude_interval[1] / law.amplitude_interval[0]) / 2
+    half, factor = math.hypot(half, seeds_half), math.exp(math.hypot(factor, seeds_factor))
+    return replace(
+        law,
+        interval=(law.exponent - half, law.exponent + half),
+        amplitude_interval=(law.amplitude / factor, law.amplitude * factor),
+    )
 
 
 def _sorted(measured: Measured) -> tuple[list[int], Array]:

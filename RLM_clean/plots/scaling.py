@@ -1,7 +1,9 @@
-"""The figures of scaling: thresholds, fits of power laws, data collapses. Each takes what `analysis` has computed."""
+"""The figures of scaling: losses against the size of the training set, thresholds, power laws, data collapses."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,14 +12,90 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from RLM_clean.config import format_value
-from RLM_clean.plots.style import BLACK, GREY, fitted_labels, own_axes, plain, shades, styled
+from RLM_clean.config import Config, format_value
+from RLM_clean.plots.runs import floor_lines
+from RLM_clean.plots.style import (
+    BLACK,
+    GREY,
+    fitted_labels,
+    legend_below,
+    line_colors,
+    own_axes,
+    plain,
+    shades,
+    styled,
+)
 
 if TYPE_CHECKING:
     from RLM_clean.analysis.scaling import Array, PowerLaw
     from RLM_clean.analysis.thresholds import Threshold
+    from RLM_clean.sweep.results import Results
 
 Point = dict[str, Any]
+
+# The options that the floors depend on, beside how much of them a model sees.
+_OF_FLOORS = {field.name for field in dataclasses.fields(Config) if field.metadata['group'] == 'language'}
+_OF_FLOORS = _OF_FLOORS - {'num_tokens'} | {'seed_rules', 'objective', 'mask_rate', 'noise'}
+
+
+@styled
+def size_curves(
+    results: Results, envelope: bool = False, labels: Sequence[str] | None = None, axes: Axes | None = None
+) -> Axes:
+    """The best loss (nats) of the runs of a sweep over `train_size` against P, with the floors.
+
+    A line for each combination of the other axes is the mean over repetitions, with their standard deviation as error
+    bars. `labels` name the lines, by default by their values on the axes. Where all lines have the same language and
+    task, its floors H_k, means over the repetitions, are grey lines (with objective=all, whose loss is a mean over
+    positions, the floor alone); else each line has its own floor, dashed. With `envelope` a black line is the mean of
+    `analysis.scaling.envelope`, the best of the lines at each size. Raises ValueError for a sweep without the axis or
+    without results, and for another number of labels.
+    """
+    places = [i for i, axis in enumerate(results.plan.axes) if 'train_size' in axis.names]
+    if not places:
+        raise ValueError('this sweep has no axis train_size: give it one, as in --grid train_size=256,1024,4096')
+    if not results.counted:
+        raise ValueError(f'{results.plan.folder} has no run that is done: train it first')
+    others = [axis for i, axis in enumerate(results.plan.axes) if i != places[0]]
+    columns = [[(axis.names[0], value) for value in axis.column(axis.names[0])] for axis in others]
+    named = [_name(dict(point)) or 'all runs' for point in itertools.product(*columns)]
+    if labels is not None and len(labels) != len(named):
+        raise ValueError(f'labels has {len(labels)} names for {len(named)} lines: give one for each')
+    sizes = np.array(results.plan.axes[places[0]].column('train_size'), float)
+    order, P = np.argsort(sizes), np.sort(sizes)
+
+    def lines(values: Array) -> Array:
+        """An array over the grid as `(line, P, ...)`, by increasing size."""
+        values = np.moveaxis(values, places[0], len(others))
+        return np.asarray(values.reshape(len(named), len(sizes), *values.shape[len(others) + 1 :])[:, order])
+
+    axes = own_axes(axes, (8, 4.6))
+    colors = line_colors(len(named))
+    means, spreads = lines(results.mean('best_loss')), lines(results.spread('best_loss'))
+    for label, mean, spread, color in zip(labels or named, means, spreads, colors, strict=True):
+        bars = axes.errorbar(P, mean, spread, fmt='.-', color=color)
+        bars.lines[0].set_label(plain(label))  # a legend has bars after all lines, and so after the floors
+    if envelope:
+        from RLM_clean.analysis import scaling  # slow to import
+
+        best = scaling.envelope(lines(results['best_loss']).swapaxes(1, 2))
+        axes.plot(P, best.mean(0), color=BLACK, lw=1.2, ls='-.', label='envelope')
+    axes.set_xscale('log')
+    _doublings(axes.xaxis, P[0], P[-1])
+    axes.set_xlabel('P, sequences in the training set')
+    axes.set_ylabel('best test loss (nats)')
+    if not _OF_FLOORS.isdisjoint(name for axis in others for name in axis.names):
+        for floor, color in zip(results.mean('entropy', ['train_size', 'repetition']).flat, colors, strict=True):
+            axes.axhline(floor, color=color, lw=1, ls='--', zorder=1)
+        axes.set_ylabel('best test loss (nats); dashed: floor')
+    elif results['objective'].flat[0] == 'all':
+        floor_lines(axes, {'floor': float(np.nanmean(results['entropy']))}, 'best loss of all models')
+    else:
+        names = dict.fromkeys(name for row in results.rows for name in row if name.startswith('floor_'))
+        floors = {f'$H_{{{name[6:]}}}$': float(np.nanmean(results[name])) for name in names}
+        floor_lines(axes, floors, 'floors $H_k$')
+    legend_below(axes)
+    return axes
 
 
 @styled
@@ -97,13 +175,12 @@ def _against(axes: Axes, found: Sequence[tuple[Point, Threshold]], x: str) -> No
 
 def _law_of_thresholds(x: Array, line: Sequence[Threshold]) -> PowerLaw | None:
     """The power law in x of the geometric means of thresholds; None for fewer than three, or where there is none."""
-    from RLM_clean.analysis.scaling import fit_power_law
+    from RLM_clean.analysis.thresholds import fit_thresholds
 
     if len(line) < 3:
         return None
-    per_seed = np.array([threshold.per_seed for threshold in line]).T
     try:
-        return fit_power_law(x, per_seed, 0.0, choose_range=False, mean='geometric')
+        return fit_thresholds(x, line)
     except ValueError:  # steeper than any law that is looked for, or a seed without a threshold
         return None
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from RLM_clean.analysis.thresholds import Search
+from RLM_clean.analysis.thresholds import Search, Threshold, fit_thresholds
 
 Array = NDArray[np.float64]
 
@@ -182,3 +182,52 @@ BAD: list[tuple[Callable[[], object], str]] = [
 def test_what_cannot_be_searched_is_refused(make: Callable[[], object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
+
+
+# ---------------------------------------------------------------------- their power law
+
+
+def laws(number: int, spread: float) -> list[float]:
+    """Planted thresholds x^2 at x = 2, 3, 4, searched to a factor of sqrt(2): the error over the half interval."""
+    found = []
+    x = np.array([2.0, 3.0, 4.0])
+    for trial in range(number):
+        amplitude = 1000 * float(np.exp(np.random.default_rng([8, trial]).uniform(0, math.log(2))))
+        search = Search(0.5, resolution=2**0.5)
+        thresholds = [
+            search.run(Learner(amplitude * value**2, 4, spread, 0.0, 50.0, 100 * trial + i))
+            for i, value in enumerate(x)
+        ]
+        law = fit_thresholds(x, thresholds)
+        found.append(abs(law.exponent + 2) / (law.interval[1] - law.exponent))
+    return found
+
+
+@pytest.mark.parametrize('spread', [0.0, 0.1])
+def test_the_exponent_of_thresholds_is_within_its_interval(spread: float) -> None:
+    """30 trials each: at 95%, fewer than 24 are within with probability 0.06%.
+
+    Seeds that learn at the same size have the same threshold, which is known to the resolution of the search only:
+    their spread says nothing of the error.
+    """
+    assert stats.binom.cdf(23, 30, 0.95) < 1e-3
+    assert sum(error <= 1 for error in laws(30, spread)) >= 24
+
+
+def test_the_resolution_enters_the_law_of_thresholds_as_an_error_of_each_point() -> None:
+    """Against the slope and the height of a straight line through points that are moved one by one."""
+    x, h = np.array([2.0, 3.0, 5.0, 8.0]), np.array([0.1, 0.2, 0.3, 0.4])
+    found = [Threshold(7 * v**2, (1, 1), 7 * v**2, (7 * v**2,) * 3, {}, step) for v, step in zip(x, h, strict=True)]
+    law = fit_thresholds(x, found, scale=np.full(4, 2.0))
+    logs = np.log(x)
+    moved = np.array([np.polyfit(logs, np.where(np.arange(4) == i, h, 0.0), 1) for i in range(4)])
+    slope, height = np.sqrt((moved**2).sum(0))
+    assert law.exponent == pytest.approx(-2) and law.amplitude == pytest.approx(14)
+    assert law.interval == pytest.approx((-2 - slope, -2 + slope))
+    assert law.amplitude_interval == pytest.approx((14 * math.exp(-height), 14 * math.exp(height)))
+
+
+def test_a_seed_without_a_threshold_has_no_law() -> None:
+    found = [Threshold(math.nan, (math.nan, math.nan), v, (v, math.inf), {}) for v in (10.0, 20.0, 40.0)]
+    with pytest.raises(ValueError, match='loss has values that are not finite'):
+        fit_thresholds([1, 2, 4], found)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from readable import assert_readable
+from matplotlib.colors import to_hex
+from readable import assert_readable, legend_texts
 
 from RLM_clean.analysis.collapse import rescale
 from RLM_clean.analysis.scaling import fit_power_law
 from RLM_clean.analysis.thresholds import Search, Threshold
 from RLM_clean.plots import scaling
+from RLM_clean.plots.style import CYCLE
+from RLM_clean.sweep.grid import read_axis
+from RLM_clean.sweep.plan import Plan
+from RLM_clean.sweep.results import Result, Results
 
 
 def made_up(true: float, largest: int = 2**20) -> Threshold:
@@ -83,3 +89,84 @@ def test_fits_and_collapses_are_readable() -> None:
     points = [(np.log(line.get_xdata()), np.log(line.get_ydata())) for line in axes.lines]
     heights = [np.interp(np.log(2.0), x, y) for x, y in points]
     assert heights == pytest.approx([-0.5 * np.log(3)] * 3, abs=0.02)
+
+
+# ---------------------------------------------------------------------- losses against the size
+
+
+def made_up_loss(P: int, model: str, repetition: int) -> float:
+    """The transformer is better from 1024 sequences on, the network below."""
+    return 0.5 + 0.1 * repetition + (P / (500 if model == 'fcn' else 1000)) ** (-0.3 if model == 'fcn' else -0.6)
+
+
+def made_up_results(*grid: str, done: bool = True, **options: Any) -> Results:
+    """Runs that were never trained, two repetitions of each, with floors of their own language."""
+    plan = Plan(
+        Path('made_up'), tuple(read_axis(words.split()) for words in grid), {'num_layers': 2, **options}, 2, ('model',)
+    )
+    runs = []
+    for run in plan.runs:
+        c, repetition = run.config, run.repetition or 0
+        loss, floor = made_up_loss(c.train_size, c.model, repetition), 0.4 + 0.1 * repetition + 0.01 * c.beta
+        best = {'step': 1, 'loss': loss, 'excess': loss - floor}
+        record = dict.fromkeys(('trainloss', 'testloss', 'testacc', 'excess', 'lr', 'seconds'), 0.0) | {'t': 1}
+        floors = {'floor_0': floor + 2, 'floor_1': floor + 1, 'floor_3': floor, 'entropy': floor, 'marginal': floor + 2}
+        end = {'best': best, 'excess_error': 0.0, 'early_stop': False}
+        records: list[Any] = [record] if done else []
+        runs.append(Result(run, 'done' if done else 'pending', records, c.to_dict(), floors if done else {}, end))
+    return Results(plan, runs)
+
+
+MODELS, LOSSES = 'model=transformer_mlm,fcn', ['transformer_mlm', 'fcn']
+
+
+@pytest.mark.parametrize('sizes', ['train_size=4096,256,1024', 'batch_size=32,8,16 train_size=4096,256,1024'])
+def test_losses_against_the_size_are_means_beside_the_floors(sizes: str) -> None:
+    """Whatever the order of the sizes, and where another option varies with them."""
+    results = made_up_results(MODELS, sizes)
+    axes: Any = scaling.size_curves(results)
+    assert_readable(axes.figure)
+    for points, model in zip(axes.containers, LOSSES, strict=True):
+        expected = [np.mean([made_up_loss(P, model, r) for r in (1, 2)]) for P in (256, 1024, 4096)]
+        np.testing.assert_allclose(points[0].get_xdata(), [256, 1024, 4096])
+        np.testing.assert_allclose(points[0].get_ydata(), expected)
+        heights = [bar[1, 1] - bar[0, 1] for bar in points[2][0].get_segments()]
+        np.testing.assert_allclose(heights, 2 * 0.1 / math.sqrt(2))
+    assert [text.get_text() for text in axes.texts] == ['$H_{3}$', '$H_{1}$', '$H_{0}$']
+    floors = sorted(line.get_ydata()[0] for line in axes.lines if len(set(line.get_ydata())) == 1)
+    np.testing.assert_allclose(floors, [0.57, 1.57, 2.57])
+    assert legend_texts(axes)[:2] == ['model = transformer_mlm', 'model = fcn']
+    assert legend_texts(scaling.size_curves(results, labels=['one', 'two']))[:2] == ['one', 'two']
+
+
+def test_the_envelope_is_drawn_through_the_best_model_at_each_size() -> None:
+    axes: Any = scaling.size_curves(made_up_results('train_size=256,1024,4096', MODELS), envelope=True)
+    (line,) = [line for line in axes.lines if line.get_label() == 'envelope']
+    expected = [min(np.mean([made_up_loss(P, m, r) for r in (1, 2)]) for m in LOSSES) for P in (256, 1024, 4096)]
+    np.testing.assert_allclose(line.get_ydata(), expected)
+    assert expected[0] < np.mean([made_up_loss(256, 'transformer_mlm', r) for r in (1, 2)])
+
+
+@pytest.mark.parametrize('other', ['beta=1,2', 'seed_rules=1,2'])
+def test_lines_of_several_languages_have_a_floor_each(other: str) -> None:
+    axes: Any = scaling.size_curves(made_up_results('train_size=256,1024', other))
+    assert_readable(axes.figure)
+    dashed = [line for line in axes.lines if line.get_linestyle() == '--']
+    assert [to_hex(line.get_color()) for line in dashed] == [color.lower() for color in CYCLE[:2]]
+    expected = [0.56, 0.57] if other == 'beta=1,2' else [0.57, 0.57]
+    np.testing.assert_allclose([line.get_ydata()[0] for line in dashed], expected)
+    assert 'dashed: floor' in axes.get_ylabel()
+
+
+def test_a_loss_that_is_a_mean_over_positions_has_the_floor_of_that() -> None:
+    axes: Any = scaling.size_curves(made_up_results('train_size=256,1024', model='transformer_clm', objective='all'))
+    assert [text.get_text() for text in axes.texts] == ['floor'] and legend_texts(axes)[0] == 'all runs'
+
+
+def test_what_has_no_losses_against_the_size_is_refused() -> None:
+    with pytest.raises(ValueError, match='this sweep has no axis train_size: give it one'):
+        scaling.size_curves(made_up_results('beta=1,2'))
+    with pytest.raises(ValueError, match='made_up has no run that is done: train it first'):
+        scaling.size_curves(made_up_results('train_size=256,1024', done=False))
+    with pytest.raises(ValueError, match='labels has 1 names for 2 lines: give one for each'):
+        scaling.size_curves(made_up_results('train_size=256,1024', MODELS), labels=['one'])
