@@ -21,6 +21,7 @@ OLDEST, NEWEST = 'torch==2.6.*', 'torch'
 @nox.parametrize('torch', [nox.param(OLDEST, id='torch=2.6'), nox.param(NEWEST, id='torch=newest')])
 def tests(session: nox.Session, torch: str) -> None:
     """The default tests, without style and types."""
-    session.install(torch, '-e', '.[test]')
+    # Without the limits of [tool.uv] in pyproject.toml, which are those of the pinned versions.
+    session.install(torch, '-e', '.[test]', env={'UV_NO_CONFIG': '1'})
     words = session.posargs or ['-m', 'not slow', '--numprocesses', 'auto', '--maxprocesses', '4']
     session.run('python', '-m', 'pytest', '--dist', 'loadgroup', *words)

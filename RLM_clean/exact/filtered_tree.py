@@ -147,10 +147,13 @@ def _log_messages(laws: Tensor, heads: Nodes) -> Tensor:
 
 def _before_and_after(log_messages: Tensor) -> tuple[Tensor, Tensor]:
     """The sums over the heads before each head, and over those after it, `(N, R, v)` each."""
+    device = log_messages.device
+    if torch.are_deterministic_algorithms_enabled():  # then torch has no sums of this kind on a GPU
+        log_messages = log_messages.cpu()
     none = torch.zeros_like(log_messages[:1])
     before = torch.cat((none, log_messages[:-1])).cumsum(0)
     after = torch.cat((none, log_messages.flip(0)[:-1])).cumsum(0).flip(0)
-    return before, after
+    return before.to(device), after.to(device)
 
 
 def _probabilities(logs: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from RLM_clean import init, tasks
 from RLM_clean.config import Config
 from RLM_clean.models.layers import Dropout, set_dropout_key
 from RLM_clean.streams import stream_key
-from RLM_clean.training.compiler import CompilationError, compile_graph, trace
+from RLM_clean.training.compiler import CompilationError, compile_graph, reason, trace
 from RLM_clean.training.step import Loss, Scalars, State, Step, flatten, in_place, scalars_of
 
 # Steps whose learning rates are made at a time.
@@ -158,7 +158,10 @@ class CompiledUpdate(GraphUpdate):
 
 
 class CapturedUpdate(GraphUpdate):
-    """Steps captured as a CUDA graph, several in a launch, since launching small kernels takes longer than they do."""
+    """Steps captured as a CUDA graph, several in a launch, since launching small kernels takes longer than they do.
+
+    Raises CompilationError where a step cannot be captured; then nothing was changed.
+    """
 
     steps_per_call = 16
 
@@ -167,37 +170,18 @@ class CapturedUpdate(GraphUpdate):
     ) -> None:
         super().__init__(model, optimizer, config, batch)
         self.steps_per_call = max(1, self.steps_per_call // config.accumulation)
+        self.graphs[1] = captured(self.write, self.tensors, *self.example(1))  # now, while a failure changes nothing
 
     def rebind(self) -> None:
         """Finds the tensors of the model and of the optimizer; the graphs were captured for others."""
         super().rebind()
-        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor, Scalars], Tensor]] = {}
+        self.graphs: dict[int, Function] = {}
 
     def run(self, inputs: Tensor, targets: Tensor, scalars: Scalars) -> Tensor:
-        if len(inputs) not in self.graphs:
-            self.graphs[len(inputs)] = self._capture(len(inputs))
-        graph, places, losses = self.graphs[len(inputs)]
-        places[0].copy_(inputs)
-        places[1].copy_(targets)
-        for name, value in scalars.items():
-            places[2][name].copy_(value)
-        graph.replay()
-        return losses.clone()
-
-    def _capture(self, S: int) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor, Scalars], Tensor]:
-        """A graph of S steps, the places that its batches and scalars are copied to, and the place of its losses."""
-        places = self.example(S)
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):  # libraries set themselves up on the first calls, which a capture forbids
-            for _ in range(3):
-                self.write([tensor.clone() for tensor in self.tensors], *places)
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # Capture takes its stream from the current device, whatever the device of the tensors.
-        with torch.cuda.device(self.device), torch.cuda.graph(graph):
-            losses = self.write(self.tensors, *places)
-        return graph, places, losses
+        S = len(inputs)
+        if S not in self.graphs:
+            self.graphs[S] = captured(self.write, self.tensors, *self.example(S))
+        return self.graphs[S](self.tensors, inputs, targets, scalars)
 
 
 Update = EagerUpdate | GraphUpdate
@@ -242,6 +226,40 @@ def compiled(write: Function, tensors: list[Tensor], inputs: Tensor, targets: Te
     """`write` compiled for arguments like these, which stay as they are. Raises CompilationError where that fails."""
     program = compile_graph(*_with_flat_arguments(write, tensors, inputs, targets, scalars))
     return lambda tensors, inputs, targets, scalars: program(*tensors, inputs, targets, *scalars.values())
+
+
+@torch.no_grad()
+def captured(write: Function, tensors: list[Tensor], inputs: Tensor, targets: Tensor, scalars: Scalars) -> Function:
+    """`write` as a CUDA graph that writes to these `tensors`, whatever it is called with; they stay as they are.
+
+    The graph reads its other arguments, of the shapes of these, from places of its own, to which each call copies
+    them. Raises CompilationError where capturing fails.
+    """
+    device = inputs.device
+    places = inputs.clone(), targets.clone(), {name: value.clone() for name, value in scalars.items()}
+    try:
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):  # libraries set themselves up on the first calls, which a capture forbids
+            for _ in range(3):
+                write([tensor.clone() for tensor in tensors], *places)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Without a stream, torch captures all graphs of a process on the device of the first.
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream):
+            losses = write(tensors, *places)
+    except Exception as error:  # of the model, of its kernels, or for want of memory
+        raise CompilationError(reason(error)) from error
+
+    def run(_: list[Tensor], inputs: Tensor, targets: Tensor, scalars: Scalars) -> Tensor:
+        places[0].copy_(inputs)
+        places[1].copy_(targets)
+        for name, value in scalars.items():
+            places[2][name].copy_(value)
+        graph.replay()
+        return losses.clone()
+
+    return run
 
 
 def traced(write: Function, tensors: list[Tensor], inputs: Tensor, targets: Tensor, scalars: Scalars) -> Function:

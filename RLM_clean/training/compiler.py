@@ -46,7 +46,7 @@ def trace(function: Callable[..., Any], example: Sequence[Tensor]) -> fx.GraphMo
         with torch.no_grad():
             return make_fx(function, replaced if torch.get_num_threads() > 1 else None, tracing_mode='fake')(*example)
     except Exception as error:  # whatever the function raises
-        raise CompilationError(_reason(error)) from error
+        raise CompilationError(reason(error)) from error
 
 
 def compile_graph(function: Callable[..., Any], example: Sequence[Tensor]) -> Program:
@@ -64,7 +64,7 @@ def compile_graph(function: Callable[..., Any], example: Sequence[Tensor]) -> Pr
             warnings.simplefilter('ignore')
             program = _compile(graph, example)
     except Exception as error:  # no compiler, one that is too old, no space for its files, ...
-        raise CompilationError(_reason(error)) from error
+        raise CompilationError(reason(error)) from error
     if key is not None:
         _programs[key] = program
     return program
@@ -105,7 +105,7 @@ def _embedding_gradient(gradient: Tensor, indices: Tensor, size: int, padding: i
     return one_hot.to(gradient.dtype) @ gradient.flatten(0, -2)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The first line of an error that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

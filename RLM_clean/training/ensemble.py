@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from RLM_clean.config import Config
 from RLM_clean.training import machine
-from RLM_clean.training.backends import CompilationError, GraphUpdate, compiled, traced
+from RLM_clean.training.backends import CompilationError, GraphUpdate, captured, compiled, traced
 from RLM_clean.training.lifecycle import ActiveRun, Outcome, claim, outcome
 from RLM_clean.training.loop import DivergedError, Recorder, Trainer, make_trainer
 from RLM_clean.training.progress import Progress, Say, say
@@ -213,8 +213,13 @@ class Ensemble:
             trainer.take_steps = update
         write = updates[0].in_place(torch.func.vmap(Step(trainers[0].model, trainers[0].config)))
         # The kernels of attention are for one model: for several, attention is made of matrix products.
+        example = self._batches(1)
         with sdpa_kernel(SDPBackend.MATH):
-            self.take_step = (compiled if compile else traced)(write, self.tensors, *self._batches(1))
+            if compile and self.device.type == 'cuda':
+                write = traced(write, self.tensors, *example)
+                self.take_step = captured(write, self.tensors, *example)
+            else:
+                self.take_step = (compiled if compile else traced)(write, self.tensors, *example)
 
     @property
     def step(self) -> int:

@@ -86,6 +86,10 @@ def check(config: Config) -> None:
     """Raises ValueError, with one sentence, for options that this machine cannot run."""
     c = config
     device = resolve_device(c.device)
+    together, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
+    if device.type == 'cuda' and together > 1 and (device.index is not None or together > gpus):
+        remedy = "device='cuda'" if gpus >= together else f'--nproc_per_node={gpus}'
+        raise ValueError(f'device={c.device!r} has no GPU for each of {together} processes of torchrun: use {remedy}')
     if c.batch_size % processes():
         raise ValueError(f'batch_size={c.batch_size} does not divide among {processes()} processes: use a multiple')
     if c.regime == 'population' and processes() > 1:

@@ -629,7 +629,8 @@ def test_sequences_keep_their_meaning() -> None:
     assert RLM(10, 2, num_data=8).batch(3, 4)[1].tolist() == [6, 0, 7, 0]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 def test_sequences_are_the_same_on_every_device() -> None:
     for num_data in (None, 100):
         here, there = RLM(50, 3, num_data=num_data), RLM(50, 3, num_data=num_data, device='cuda')

@@ -13,6 +13,7 @@ import pytest
 import torch
 from small_runs import make_trainer, quiet, tiny, train
 from step_kinds import FROZEN, KINDS, WAYS, Interpreted, frozen_trainer, losses_of, moved, plain_losses
+from test_init import own_registry
 from torch import Tensor
 
 from RLM_clean import init, tasks
@@ -264,6 +265,48 @@ def test_a_captured_graph_takes_the_eager_steps() -> None:
     eager = torch.cat([ways[0](step, inputs[step : step + 1], targets[step : step + 1]) for step in range(32)])
     captured = torch.cat([ways[1](0, inputs[:16], targets[:16]), ways[1](16, inputs[16:], targets[16:])])
     torch.testing.assert_close(captured, eager, rtol=1e-4, atol=0)
+
+
+def test_a_failed_capture_is_a_failed_compilation_and_changes_no_weight() -> None:
+    """Here for want of CUDA."""
+    trainer = make_trainer(tiny())
+    before = trainer.weights()
+    with pytest.raises(CompilationError):
+        CapturedUpdate(trainer.model, trainer.optimizer, trainer.config)
+    assert all(torch.equal(a, before[name]) for name, a in trainer.weights().items())
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize('kind', ('sgd', 'adam', 'clip', 'all', 'fcn', 'bfloat16'))
+def test_captured_steps_of_every_kind_are_the_eager_ones(kind: str) -> None:
+    config = tiny(**{'lr': 0.05, 'decay_time': 64, **KINDS[kind], 'device': 'cuda', 'compile': 'off'})
+    eager, captured = make_trainer(config), make_trainer(replace(config, compile='on'))
+    for trainer in (eager, captured):
+        trainer.advance(100)
+    tolerance = 2e-2 if config.dtype == 'bfloat16' else 1e-3
+    assert captured.since_record == pytest.approx(eager.since_record, rel=tolerance)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_model_that_cannot_be_captured_is_trained_without(tmp_path: Path) -> None:
+    """A number that the host reads is not known while a graph is captured."""
+
+    class Reads(torch.nn.Module):
+        def __init__(self, v: int) -> None:
+            super().__init__()
+            self.bias = torch.nn.Parameter(torch.zeros(v))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.bias.expand(len(inputs), -1) * (1 + 0 * inputs.sum().item())
+
+    with own_registry():
+        init.register_model('reads', lambda c: Reads(c.num_features))
+        said: list[str] = []
+        train(tiny(tmp_path / 'run', model='reads', device='cuda', compile='auto'), said.append)
+        assert any('the step could not be compiled' in line for line in said)
+        assert load_run(tmp_path / 'run').done
 
 
 @pytest.mark.gpu

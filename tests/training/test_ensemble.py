@@ -111,6 +111,19 @@ def test_losses_of_500_compiled_steps_are_those_of_lone_runs(optim: str) -> None
         assert b.since_record == pytest.approx(a.since_record, rel=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_losses_of_captured_steps_are_those_of_lone_runs() -> None:
+    configs = group(Path('unused'), optim='adam', device='cuda', compile='off', max_iters=200)
+    alone, together = ([make_trainer(config) for config in configs] for _ in range(2))
+    stacked = Ensemble(together, compile=True)
+    while together[0].step < 200:
+        assert stacked.advance(min(loop.WINDOW, 200 - together[0].step)) == {}
+    for a, b in zip(alone, together, strict=True):
+        a.advance(200)
+        assert b.since_record == pytest.approx(a.since_record, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ('shared', 'own'),
     (

@@ -678,6 +678,8 @@ def test_options_without_use_are_named_at_the_start(tmp_path: Path) -> None:
     said: list[str] = []
     train(tiny(tmp_path / 'run', max_iters=1, num_synonyms=3, optim='adam', momentum=0.5), said.append)
     assert 'without use here: num_synonyms (it is for dataset=rhm), momentum (it is for optim=sgd)' in said[0]
+    assert list(tiny(model='gru', ffwd_size=1).unused()).count('ffwd_size') == 1
+    assert 'ffwd_size' not in tiny(model='cnn', depth=2, num_layers=2, ffwd_size=1).unused()
     train(tiny(tmp_path / 'rhm', max_iters=1, dataset='rhm', num_synonyms=3, momentum=0.5), said.append)
     assert sum('without use' in line for line in said) == 1
 

@@ -116,6 +116,25 @@ def test_what_this_machine_lacks_is_refused_by_name(
         check(**options)
 
 
+@pytest.mark.parametrize(
+    ('device', 'gpus', 'remedy'),
+    [('cuda', 1, '--nproc_per_node=1'), ('cuda:0', 2, "device='cuda'"), ('cuda:0', 1, '--nproc_per_node=1')],
+)
+def test_processes_of_torchrun_have_a_gpu_each(
+    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, remedy: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+    check(device=device)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
+    with pytest.raises(ValueError, match=f"device='{device}' has no GPU for each of 2 processes .*: use {remedy}$"):
+        check(device=device)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    check(device='cuda')
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '1')  # two machines with one GPU each
+    check(device='cuda:0')
+
+
 def test_what_cannot_be_run_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='is not on this machine'):
         train(tiny(tmp_path / 'folder' / 'run', device='cuda:99'))
