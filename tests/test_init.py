@@ -133,6 +133,12 @@ def test_a_registered_model_is_trained_and_opened_again(tmp_path: Path) -> None:
     assert torch.equal(run.logits(model, run.test_batch(0)[0]), model.bias.expand(64, -1))
 
 
+@pytest.mark.usefixtures('registry')
+def test_the_options_of_a_registered_model_are_its_own() -> None:
+    init.register_model('unigram', lambda c: Unigram(c.num_features))
+    assert config(model='unigram', ffwd_size=0, dropout=0.5).ffwd_size == 0
+
+
 @pytest.mark.parametrize('option', ['dataset', 'model'])
 def test_a_run_of_what_is_not_registered_says_what_to_do(tmp_path: Path, option: str) -> None:
     with own_registry():

@@ -124,8 +124,7 @@ def _layers(run: Run, model: nn.Module, inputs: Tensor, position: int | None) ->
                 stream = _after_block(run, model, i, stream, last_only)
             yield name, stream
     elif isinstance(model, GRU):
-        x = _model_inputs(run, inputs)
-        x = x @ model.tokens.weight if x.is_floating_point() else model.tokens(x)
+        x = model.tokens(_model_inputs(run, inputs))
         yield 'embeddings', x
         for i, layer in enumerate(model.layers, 1):
             x = layer(x)

@@ -141,9 +141,10 @@ def ancestor_posteriors(
 ) -> list[Tensor]:
     """The posterior of every symbol of the tree given the leaves: for each level l = 0..L `(B, 2^l, v)` float64.
 
-    `P(node = a | leaves)` is proportional to `alpha[a] u[a]`. `leaves (B, n)` int64; with `past=k` only the first k
-    of them are seen, and the posteriors of the others are predictions. Raises ValueError for tokens, shapes or a past
-    that do not fit and for observations of probability zero.
+    A filtered language has the levels `.levels`. `P(node = a | leaves)` is proportional to `alpha[a] u[a]`.
+    `leaves (B, n)` int64; with `past=k` only the first k of them are seen, and the posteriors of the others are
+    predictions. Raises ValueError for tokens, shapes or a past that do not fit and for observations of probability
+    zero.
     """
     leaves = _tokens(grammar, leaves, 'leaves', device)
     length = leaves.shape[1]
@@ -159,6 +160,7 @@ def ancestor_posteriors(
 def node_posteriors(grammar: TreeGrammar, evidence: Tensor, device: Device = None) -> list[Tensor]:
     """The posterior of every symbol given evidence at any leaves: for each level l = 0..L `(B, 2^l, v)` float64.
 
+    A filtered language has the levels `.levels`.
     `evidence` is int64 tokens `(B, n)`, -1 at a leaf of which nothing is known, or likelihoods `(B, n, v)`:
     `P(what is known of leaf i | x_i = a)` up to a factor, not negative. Raises ValueError for evidence that does not
     fit and for evidence of probability zero.
@@ -216,8 +218,11 @@ def spine_posteriors(grammar: TreeGrammar, inputs: Tensor, device: Device = None
     has posterior zero, the channel gives the posterior of the parent.
 
     `inputs (B, k)` int64, 0 <= k <= n - 1. The result takes 8 B L v^2 bytes, and a sequence L contractions of v^3 more
-    than its prediction. Raises ValueError as `next_token_probs` does.
+    than its prediction. Raises ValueError as `next_token_probs` does, and for a filtered language, which may lack some
+    of these ancestors.
     """
+    if isinstance(grammar, FilteredGrammar):
+        grammar.level_rules(0)  # raises: a filtered language has none at its root
     inputs = _tokens(grammar, inputs, 'inputs', device)
     L, v = grammar.L, grammar.v
     height = inputs.shape[1].bit_length()

@@ -225,6 +225,6 @@ def _shared_title(configs: Sequence[Config]) -> str:
     """The parts of the titles of runs that are the same for all of them."""
     shared = []
     for parts in (language_parts, model_parts):
-        rows = zip(*(parts(config) for config in configs), strict=True)
-        shared.append(', '.join(row[0] for row in rows if len(set(row)) == 1))
+        first, *others = map(parts, configs)
+        shared.append(', '.join(part for part in first if all(part in other for other in others)))
     return ': '.join(filter(None, shared))

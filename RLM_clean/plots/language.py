@@ -42,9 +42,14 @@ def pair_frequencies(
 ) -> Axes:
     """The same as `token_frequencies` for the pairs of symbols at positions i and j, by default the last two.
 
-    Negative positions count from the end. Pairs that did not occur are not drawn, and the legend counts them.
+    Negative positions count from the end. Pairs that did not occur are not drawn, and the legend counts them. Raises
+    ValueError for positions of no token.
     """
-    i, j = i % sequences.shape[1], j % sequences.shape[1]
+    n = sequences.shape[1]
+    for name, position in (('i', i), ('j', j)):
+        if not -n <= position < n:
+            raise ValueError(f'{name}={position} is outside a sequence of {n} tokens: use {-n} to {n - 1}')
+    i, j = i % n, j % n
     sampled = counting.empirical_joint(sequences, i, j, grammar.v)
     exact = correlations.joint(grammar, i, j)
     return _against_exact(exact, sampled, len(sequences), f'tokens {i + 1} and {j + 1}', axes)
@@ -171,7 +176,8 @@ def ladder(languages: Sequence[TreeGrammar], num_samples: int = 4096, axes: Axes
     axes.set_xticks(range(n))
     axes.set_ylim(bottom=0)
     axes.set_xlabel('tokens seen, k')
-    axes.set_ylabel(f'$H(x_{{{n}}}$ | last k tokens) (nats)')
+    target = 'n' if len({language.L for language in languages}) > 1 else n
+    axes.set_ylabel(f'$H(x_{{{target}}}$ | last k tokens) (nats)')
     axes.legend(loc='center left', bbox_to_anchor=(1, 0.5))
     return axes
 

@@ -193,7 +193,10 @@ def attention_maps(run: Run, inputs: Tensor, step: int | None = None, axes: Any 
         axes = panels(rows, columns, size=size, sharex=True, sharey=True, squeeze=False)
     axes = np.reshape(axes, (rows, columns))
     every = -(-T // _MOST_LABELS)
-    labels = [str(x) for x in inputs[0].tolist()] if len(inputs) == 1 else [f'$x_{{{i + 1}}}$' for i in range(T)]
+    first = 1 if run.task.whole else 2**run.config.num_layers - T  # the last token that is seen is x_(n - 1)
+    labels = [str(x) for x in inputs[0].tolist()]
+    if len(inputs) > 1:
+        labels = [f'$x_{{{i}}}$' for i in range(first, first + T)]
     for block, head in np.ndindex(rows, columns):
         panel = axes[block, head]
         image = panel.imshow(weights[block, head], vmin=0, vmax=1, interpolation='none', aspect='auto')

@@ -109,7 +109,7 @@ def rule_entropies(languages: Sequence[RLM], axes: Axes | None = None) -> Axes:
     axes = _against_beta(
         languages, own_axes(axes), entropies.rule_entropy, theory.mean_rule_entropy, lambda v: 2 * math.log(v)
     )
-    betas = np.array([0, *np.linspace(0, 2, 50), _largest(languages)])
+    betas = np.array([0, *np.linspace(0, 2, 50), max(2, _largest(languages))])
     limit = [theory.rem_entropy(2, beta) / (2 * math.log(2)) for beta in betas]
     axes.plot(betas, limit, color=BLACK, ls='--', lw=1, label='v to infinity (REM)')
     axes.set_ylabel('entropy of a rule (2 ln v)')

@@ -26,7 +26,11 @@ _LEAVES_AT_FULL_SIZE = 8
 
 @styled
 def tree(levels: Sequence[Tensor], axes: Axes | None = None) -> Axes:
-    """A tree with its symbols: `levels[l]` holds the 2^l symbols of level l, 0 the root, the last one the tokens."""
+    """A tree with its symbols: `levels[l]` holds the 2^l symbols of level l, 0 the root, the last one the tokens.
+
+    Raises ValueError for other numbers of symbols, as those of filtered languages, whose trees lack some levels.
+    """
+    _check_levels(levels)
     axes = own_axes(axes)
     symbols = [level.flatten().tolist() for level in levels]
     _edges(axes, len(symbols) - 1)
@@ -43,8 +47,9 @@ def posterior_tree(grammar: TreeGrammar, levels: Sequence[Tensor], axes: Axes | 
     """The same tree as inferred from its leaves: nodes coloured by the entropy (nats) of their exact posterior.
 
     Each node shows the true symbol, and below it the posterior probability of that symbol given all leaves. A ring
-    marks the nodes whose most probable symbol is not the true one.
+    marks the nodes whose most probable symbol is not the true one. Raises ValueError as `tree` does.
     """
+    _check_levels(levels)
     axes = own_axes(axes)
     leaves = levels[-1].reshape(1, -1)
     posteriors = [posterior[0].cpu() for posterior in ancestor_posteriors(grammar, leaves)]
@@ -65,6 +70,16 @@ def posterior_tree(grammar: TreeGrammar, levels: Sequence[Tensor], axes: Axes | 
     axes.figure.colorbar(colors, ax=axes, label='entropy of the posterior (nats)', aspect=30, pad=0.02)
     axes.set_title('posterior of the true symbol; ring: another symbol is likelier')
     return axes
+
+
+def _check_levels(levels: Sequence[Tensor]) -> None:
+    """Raises ValueError for a tree that is not whole."""
+    for level, symbols in enumerate(levels):
+        if symbols.numel() != 2**level:
+            raise ValueError(
+                f'levels[{level}] holds {symbols.numel()} symbols, not {2**level}: give the tree of one sequence with '
+                'all its levels (a filtered language has none; its `.original` has)'
+            )
 
 
 def _places(L: int, level: int) -> Any:
@@ -121,7 +136,8 @@ def ambiguity_by_level(languages: Sequence[TreeGrammar], num_samples: int = 512,
         means = [torch.special.entr(posterior).sum(-1).mean(1) for posterior in posteriors]
         values = [mean.mean().item() for mean in means]
         errors = [mean.std().item() / math.sqrt(num_samples) for mean in means]
-        axes.errorbar(range(len(values)), values, errors, color=color, marker='o', label=name)
+        levels = getattr(language, 'levels', range(language.L + 1))[:-1]  # a filtered language lacks some
+        axes.errorbar(levels, values, errors, color=color, marker='o', label=name)
     axes.set_xticks(range(max(language.L for language in languages)))
     axes.set_xlabel('level (0: root)')
     axes.set_ylabel('entropy of a symbol given the tokens (nats)')

@@ -28,14 +28,15 @@ class Run:
     """A run opened from its files, finished or not: what `load_run` returns.
 
     Attributes:
-        config: its options (Config), with the outname and the device of this machine.
+        config: its options (Config), with the outname and the device of this machine, and resume='auto'.
         rlm: its language, with the rules of its files.
         dynamics: its records, one dict per evaluation: t, trainloss, testloss, testacc, excess, lr, seconds. Losses and
             excess are in nats. testloss and testacc are expectations on the contexts of `reference`; in runs of the
             first version they were measured on `test_batch(t)`.
         entropy: the lowest loss that any model can have, in nats.
         marginal: the lowest loss of a model that sees nothing, in nats.
-        floors: H(x_n | last k tokens) as {k: (value, standard error)}, in nats.
+        floors: H_k, the lowest loss of a model that sees the part k of its context, {k: (value, standard error)}, in
+            nats: the last k tokens where x_n is predicted, see docs/tasks.md for the other tasks.
         contexts: on how many sampled contexts each floor rests, {k: number}; empty in runs of the first version.
         done: whether the run reached its end.
     """
@@ -52,7 +53,7 @@ class Run:
                 remedy = 'it is the folder of a sweep, which sweep.load opens; its runs are in it'
             raise ValueError(f'outname={outname!r} has no file {self.files.config}: {remedy}')
         stored = self.files.load_config()
-        self.config = Config(**{**stored['config'], 'outname': outname, 'device': 'cpu'})
+        self.config = Config(**{**stored['config'], 'outname': outname, 'device': 'cpu', 'resume': 'auto'})
         self.entropy: float = stored['entropy']
         self.marginal: float = stored['marginal']
         self.floors: dict[int, tuple[float, float]] = stored['floors']

@@ -219,13 +219,13 @@ def sweep_words(values: Values, varied: Sequence[str]) -> list[str]:
 def threshold_words(values: Values, varied: Sequence[str]) -> list[str]:
     """The command line of a search for thresholds over the options `varied`.
 
-    What the search itself decides is left out where it has the default: the regime is offline, and the number of steps
-    ends a run. What was changed is there, and is refused or done.
+    What the search itself decides is left out where it has the default: the regime is offline, the number of steps ends
+    a run, and checkpoints are kept where the criterion needs them. What was changed is there, and is refused or done.
     """
     level = values['threshold']
     if not level.isdecimal() or not int(level):
         raise ValueError(f'threshold={level} is not a level: use 1 (pairs of tokens) to num_layers, or nothing')
-    left_out = [f'--{name}={DEFAULTS[name]}' for name in ('train_size', 'regime', 'max_epochs')]
+    left_out = ['--checkpoints', *(f'--{name}={DEFAULTS[name]}' for name in ('train_size', 'regime', 'max_epochs'))]
     folder = sweep_name(values, [*varied, 'train_size'], _changes(values, [*varied, 'train_size']))
     outname = values['outname'] or f'{values["results_dir"]}/threshold_{folder}'
     words = [word for word in sweep_words({**values, 'outname': outname}, varied) if word not in left_out]

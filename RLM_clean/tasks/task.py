@@ -174,9 +174,11 @@ class Task:
 def expected_loss(logits: Tensor, law: Tensor) -> Tensor:
     """`-sum P(context, target) ln q(target | context)` in nats: a loss that is an expectation, without sampling noise.
 
-    Logits `(..., c)` and the joint probabilities `(..., c)` of contexts and targets, which sum to one.
+    Logits `(..., c)` and the joint probabilities `(..., c)` of contexts and targets, which sum to one. A model may
+    exclude targets that are impossible, by logits of minus infinity.
     """
-    return -(law * torch.log_softmax(in_float32(logits), -1)).sum()
+    log_q = torch.log_softmax(in_float32(logits), -1)
+    return -torch.where(law > 0, law * log_q, 0.0).sum()
 
 
 def in_float32(logits: Tensor) -> Tensor:

@@ -53,6 +53,23 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 # ---------------------------------------------------------------------- reading
 
 
+@pytest.mark.parametrize('input_format', ['long', 'onehot'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_activations_of_a_gru_are_those_of_its_own_forward_pass(input_format: str, dtype: str) -> None:
+    run, model, inputs = run_and_inputs({**OTHERS['gru'], 'dtype': dtype, 'input_format': input_format})
+    own: list[Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, output: own.append(output[:, -1].float()))
+        for module in (model.tokens, *model.layers)
+    ]
+    with torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bfloat16'):
+        run.logits(model, inputs)
+    for hook in hooks:
+        hook.remove()
+    for found, expected in zip(activations(run, model, inputs).values(), own, strict=True):
+        assert torch.equal(found.float(), expected)
+
+
 @pytest.mark.parametrize('kind', [*TRANSFORMERS, *OTHERS])
 def test_activations_of_the_last_layer_are_what_the_head_reads(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run, model, inputs = run_and_inputs({**TRANSFORMERS, **OTHERS}[kind])

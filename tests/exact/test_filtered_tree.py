@@ -351,6 +351,7 @@ def test_what_is_not_known_of_a_filtered_language_is_an_error() -> None:
         lambda: inference.most_probable_tree(language, leaves),
         lambda: inference.sample_posterior(language, leaves, n=1, seed=0),
         lambda: inference.spine_posteriors(language, leaves[:, :-1]),
+        lambda: inference.spine_posteriors(language, leaves[:, :1]),
         lambda: correlations.joint(language, 0, 7),
         lambda: correlations.mutual_information_by_distance(language),
     ]

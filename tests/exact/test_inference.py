@@ -480,3 +480,21 @@ def test_empty_batches_and_narrow_integers_are_accepted() -> None:
     assert most_probable_tree(grammar, nothing)[0][1].shape == (0, 2)
     leaves = grammar.sequences(0, 5)
     assert torch.equal(log_likelihood(grammar, leaves.to(torch.uint8)), log_likelihood(grammar, leaves))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('k', [None, 1])
+def test_inference_is_the_same_on_every_device(k: int | None) -> None:
+    """Also where only deterministic algorithms are allowed."""
+    original = RLM(v=5, L=3, beta=1.5)
+    language: TreeGrammar = original if k is None else original.filtered(k)
+    leaves = language.sequences(0, 50)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for function in (next_token_probs, all_next_token_probs):
+            there = function(language, leaves[:, :7], device='cuda')
+            assert there.is_cuda
+            torch.testing.assert_close(there.cpu(), function(language, leaves[:, :7]), rtol=0, atol=1e-12)
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -188,6 +188,19 @@ def picture(configs: Sequence[Config], floors: Sequence[float]) -> Figure:
     return _draw([Curve(r.records, r.floors, r.entropy, title, label) for r, label in zip(found, labels, strict=True)])
 
 
+@pytest.mark.parametrize(
+    'options', [{'filtered': 1}, {'dataset': 'rhm', 'zipf': 1.0}, {'model': 'transformer_clm', 'objective': 'all'}]
+)
+def test_the_title_of_runs_of_several_kinds_is_what_they_share(options: dict[str, Any]) -> None:
+    one, other = Config(outname='one', num_layers=2), Config(outname='other', num_layers=2, **options)
+    expected = {
+        'filtered': 'RLM, v = 128, L = 2, beta = 2: transformer_mlm, depth 1, sgd',
+        'dataset': 'v = 128, L = 2: transformer_mlm, depth 1, sgd',
+        'model': 'RLM, v = 128, L = 2, beta = 2: depth 1, sgd',
+    }[next(iter(options))]
+    assert _shared_title([one, other]) == _shared_title([other, one]) == expected
+
+
 @pytest.mark.parametrize('number', [1, 2, 6, 12, pytest.param(24, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('kind', ['short', 'long names', 'many options', 'other floors', 'close floors'])
 def test_every_line_can_be_told_apart_and_no_text_is_cut_or_covered(number: int, kind: str) -> None:

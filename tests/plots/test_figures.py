@@ -376,6 +376,9 @@ def test_rule_figures_draw_the_measured_values_and_the_theory(
     below = np.asarray(x) <= 2
     np.testing.assert_allclose(np.asarray(y)[below], [limit(beta) for beta in np.asarray(x)[below]], atol=1e-12)
     assert lines['freezing, beta = 2'].get_xdata()[0] == 2
+    warm: Any = getattr(plots, name)([grammar for grammar in GRAMMARS if grammar.beta < 2])
+    (line,) = [line for line in warm.get_lines() if line.get_label() == 'v to infinity (REM)']
+    assert (np.diff(line.get_xdata()) >= 0).all()  # no line back from beyond the largest beta
 
 
 # ---------------------------------------------------------------------- trees and sequences
@@ -423,6 +426,21 @@ def test_ambiguity_is_the_mean_entropy_of_the_posteriors_and_zero_in_the_rhm() -
     expected = [torch.special.entr(p).sum(-1).mean().item() for p in inference.ancestor_posteriors(SMALL, leaves)[:-1]]
     np.testing.assert_allclose(numbers(of_rlm[0].get_ydata()), expected)
     np.testing.assert_allclose(numbers(of_rhm[0].get_ydata()), 0, atol=1e-9)
+
+
+def test_the_ambiguity_of_a_filtered_language_is_drawn_at_the_levels_that_it_has() -> None:
+    languages = [RLM(v=3, L=3, beta=1.5).filtered(k) for k in (0, 1, 2)]
+    axes: Any = plots.ambiguity_by_level(languages, 16)
+    assert [points[0].get_xdata().tolist() for points in axes.containers] == [[0], [0, 2], [0, 1, 2]]
+
+
+def test_the_tree_of_a_filtered_language_is_refused_in_one_sentence() -> None:
+    filtered = RLM(v=3, L=3, beta=1.5).filtered(1)
+    tree = filtered.trees(0, 1)
+    with pytest.raises(ValueError, match=r'levels\[1\] holds 4 symbols, not 2: give the tree of one sequence'):
+        plots.tree(tree)
+    with pytest.raises(ValueError, match=r'levels\[1\] holds 4 symbols, not 2'):
+        plots.posterior_tree(filtered, tree)
 
 
 def test_token_strips_have_the_same_colour_for_the_same_symbol() -> None:
@@ -484,6 +502,17 @@ def test_the_ladder_draws_the_window_entropies() -> None:
     for grammar, line in zip((SMALL, RHM_SMALL), axes_of('ladder').containers, strict=True):
         floors = entropies.window_entropies(grammar, range(4))
         np.testing.assert_allclose(numbers(line[0].get_ydata()), [value for value, _ in floors.values()])
+
+
+def test_the_ladder_names_the_target_where_all_languages_have_the_same() -> None:
+    assert axes_of('ladder').get_ylabel() == '$H(x_{4}$ | last k tokens) (nats)'
+    assert plots.ladder([SMALL, RLM(v=3, L=1)]).get_ylabel() == '$H(x_{n}$ | last k tokens) (nats)'
+
+
+@pytest.mark.parametrize(('i', 'j', 'name'), [(4, 1, 'i=4'), (0, -5, 'j=-5')])
+def test_a_pair_with_a_position_of_no_token_is_refused(i: int, j: int, name: str) -> None:
+    with pytest.raises(ValueError, match=f'{name} is outside a sequence of 4 tokens: use -4 to 3'):
+        plots.pair_frequencies(SMALL, SEQUENCES, i, j)
 
 
 def test_information_is_drawn_as_the_mean_of_the_theory_and_as_the_geometric_one() -> None:

@@ -147,6 +147,13 @@ def test_attention_maps_leave_out_what_nothing_reads() -> None:
     assert [label.get_text() for label in one[2].get_xticklabels()] == [str(x) for x in inputs[0].tolist()]
 
 
+@pytest.mark.parametrize(('num_tokens', 'names'), [(4, [1, 2, 3]), (3, [2, 3])])
+def test_attention_maps_name_the_tokens_that_a_window_sees(num_tokens: int, names: list[int]) -> None:
+    run = run_of(RLM(v=6, L=2, beta=2.0), num_tokens=num_tokens)
+    panel = panels_of(plots.attention_maps(run, run.test_batch(10)[0]))[0]
+    assert [label.get_text() for label in panel.get_xticklabels()] == [f'$x_{{{i}}}$' for i in names]
+
+
 def test_attention_maps_of_all_tokens_have_every_query() -> None:
     run = run_of(*KINDS['all tokens'][:1], **KINDS['all tokens'][1])
     found = image_of(panels_of(plots.attention_maps(run, run.test_batch(0)[0]))[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 from pathlib import Path
@@ -134,6 +135,15 @@ def test_the_folder_of_a_sweep_is_no_run(tmp_path: Path) -> None:
     (tmp_path / 'sweep.json').touch()
     with pytest.raises(ValueError, match=r'it is the folder of a sweep, which sweep\.load opens'):
         load_run(tmp_path)
+
+
+def test_the_options_of_a_run_that_began_anew_do_not_begin_it_anew(tmp_path: Path) -> None:
+    for resume in ('auto', 'restart'):
+        train(tiny(tmp_path / 'run', max_iters=4, resume=resume))
+    longer = dataclasses.replace(load_run(tmp_path / 'run').config, max_iters=8)
+    said: list[str] = []
+    train(longer, say=said.append)
+    assert any('going on from step 4' in line for line in said)
 
 
 def test_the_last_model_is_opened_by_default(finished: Path) -> None:

@@ -503,6 +503,7 @@ def test_a_level_asks_for_a_search_for_its_threshold(asked: Asked) -> None:
     assert args.level == search.criterion.level == 2 and search.seeds == 3
     assert search.points == [{'num_features': 4}, {'num_features': 8}]
     assert search.options['max_epochs'] > 10**6 and search.options['regime'] == 'offline'
+    assert search.options['checkpoints'] is False  # as without the script: the criterion needs none
     assert str(search.folder) == 'results/threshold_rhm_L2_m2_it50_1_over_num_features_train_size'
     assert asked(**language, threshold=2, max_epochs=20, outname='here') == 8 and asked.sweep is not None
     search = threshold_command.read_words(asked.sweep[1:])[1]

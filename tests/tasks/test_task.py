@@ -17,7 +17,7 @@ from RLM_clean.datasets import RHM, RLM, TreeGrammar
 from RLM_clean.exact import entropies, propagation
 from RLM_clean.tasks import All, Denoise, Last, Masked, Root, Task
 from RLM_clean.tasks import task as task_module
-from RLM_clean.tasks.task import IGNORED
+from RLM_clean.tasks.task import IGNORED, expected_loss
 
 TASKS: tuple[Task, ...] = (Last(), All(), Root(), Masked(), Masked(0.5), Denoise(), Denoise(0.3))
 WHOLE = tuple(task for task in TASKS if task.whole)
@@ -313,3 +313,19 @@ def test_the_floor_of_contexts_is_the_mean_entropy_of_their_targets(grammar: Tre
             )
             total += own * (weights[row].item() if weights is not None else 1 / len(contexts.posteriors))
         assert contexts.floor()[0] == pytest.approx(total, abs=1e-12)
+
+
+# ---------------------------------------------------------------------- losses that are expectations
+
+
+def test_an_impossible_target_that_a_model_excludes_costs_nothing() -> None:
+    """`0 ln 0 = 0`, in the gradient too; a possible target that is excluded costs everything."""
+    logits = torch.tensor([[0.3, -math.inf, 1.0], [0.0, 2.0, -1.0]], requires_grad=True)
+    law = torch.tensor([[0.2, 0.0, 0.3], [0.0, 0.4, 0.1]])
+    loss = expected_loss(logits, law)
+    kept = [F.log_softmax(logits[0, [0, 2]], 0) @ law[0, [0, 2]], F.log_softmax(logits[1], 0)[1:] @ law[1, 1:]]
+    torch.testing.assert_close(loss, -sum(kept))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    expected = torch.where(logits.isinf(), 0.0, logits.softmax(1) * law.sum(1, keepdim=True) - law)
+    torch.testing.assert_close(gradient, expected)
+    assert expected_loss(logits, law.roll(1, 1)) == math.inf
