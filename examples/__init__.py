@@ -36,6 +36,16 @@ def places(name: str, options: argparse.Namespace, runs: str | None = None) -> t
     return folder, options.picture or folder / f'{name}.png'
 
 
+def shared_compilation() -> str:
+    """The option `compile` of sweeps: on, wherever steps can be compiled.
+
+    A compiled step is shared by the runs of a worker, each of which alone may be too short for it.
+    """
+    from RLM_clean.training import machine
+
+    return 'on' if machine.can_compile(machine.resolve_device('auto')) else 'auto'
+
+
 def trained(outname: Path, **values: Any) -> Run:
     """A run with these options, trained if it is not complete yet.
 

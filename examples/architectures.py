@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from examples import make_parser, places
+from examples import make_parser, places, shared_compilation
 from RLM_clean.analysis.scaling import PowerLaw, interval_around
 from RLM_clean.analysis.thresholds import Threshold, fit_thresholds
 from RLM_clean.plots import style
@@ -40,7 +40,7 @@ OPTIONS: dict[str, Any] = {
     'print_freq': 10**6,
 }  # fmt: skip
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    'transformer': {'depth': 3, 'embedding_dim': 64, 'num_heads': 4},
+    'transformer': {'depth': 3, 'embedding_dim': 64, 'num_heads': 4, 'compile': shared_compilation()},
     'cnn': {'model': 'cnn', 'depth': 3, 'embedding_dim': 128, 'compile': 'off'},
 }
 SYNONYMS = (2, 3, 4)

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from examples import make_parser, places, training_sets
+from examples import make_parser, places, shared_compilation, training_sets
 from RLM_clean import sweep
 from RLM_clean.analysis.collapse import Collapse, collapse, rescale
 from RLM_clean.analysis.scaling import Interval, PowerLaw, fit_power_law
@@ -41,7 +41,7 @@ from RLM_clean.exact import correlations, entropies
 from RLM_clean.plots import style
 from RLM_clean.sweep.results import Array, Results
 
-OPTIONS: dict[str, Any] = {**training_sets.OPTIONS, 'num_layers': 4}
+OPTIONS: dict[str, Any] = {**training_sets.OPTIONS, 'num_layers': 4, 'compile': shared_compilation()}
 SIZES = tuple(2**k for k in range(8, 18))
 REPETITIONS = 2
 GRAMMARS = 32  # for the properties of the language

@@ -25,7 +25,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 
-from examples import make_parser, places
+from examples import make_parser, places, shared_compilation
 from RLM_clean import sweep
 from RLM_clean.plots import style
 from RLM_clean.sweep.results import Array, Results
@@ -33,6 +33,7 @@ from RLM_clean.sweep.results import Array, Results
 OPTIONS: dict[str, Any] = {
     'dataset': 'rlm', 'depth': 3, 'embedding_dim': 64, 'num_heads': 4, 'optim': 'adam', 'lr': 2e-3, 'batch_size': 64,
     'warmup_time': 100, 'max_iters': 2048, 'decay_time': 2048, 'loss_threshold': 0, 'print_freq': 2048, 'save_freq': 1,
+    'compile': shared_compilation(),
 }  # fmt: skip
 # For the option that varies beside beta, the values of v and of L.
 Planes = dict[str, dict[str, Sequence[int]]]
