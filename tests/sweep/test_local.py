@@ -310,7 +310,7 @@ def test_a_driver_that_is_killed_ten_times_loses_nothing(tmp_path: Path) -> None
     assert status == 0 and '12 runs: 12 done' in out, out
     assert [what for _, what in log_lines(folder) if what.startswith('interrupted')]
     assert_trained_once(folder)
-    assert_finished(read_plan(folder), tmp_path / 'alone')
+    assert_finished(read_plan(folder), tmp_path / 'alone', every=5)
 
 
 @pytest.mark.slow
