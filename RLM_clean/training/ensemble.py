@@ -212,14 +212,12 @@ class Ensemble:
             update.move_to([tensor[i] for tensor in self.tensors])
             trainer.take_steps = update
         write = updates[0].in_place(torch.func.vmap(Step(trainers[0].model, trainers[0].config)))
+        example, capture = self._batches(1), compile and self.device.type == 'cuda'
         # The kernels of attention are for one model: for several, attention is made of matrix products.
-        example = self._batches(1)
         with sdpa_kernel(SDPBackend.MATH):
-            if compile and self.device.type == 'cuda':
-                write = traced(write, self.tensors, *example)
-                self.take_step = captured(write, self.tensors, *example)
-            else:
-                self.take_step = (compiled if compile else traced)(write, self.tensors, *example)
+            self.take_step = (compiled if compile and not capture else traced)(write, self.tensors, *example)
+            if capture:
+                self.take_step = captured(self.take_step, self.tensors, *example)
 
     @property
     def step(self) -> int:
