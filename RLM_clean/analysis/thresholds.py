@@ -184,10 +184,8 @@ def fit_thresholds(x: ArrayLike, found: Sequence[Threshold], scale: ArrayLike = 
     logs, steps = np.log(np.asarray(x, float)), np.array([threshold.resolution for threshold in found])
     slope = (logs - logs.mean()) / ((logs - logs.mean()) ** 2).sum()
     height = 1 / len(logs) - slope * logs.mean()
-    half, factor = math.hypot(*(slope * steps)), math.hypot(*(height * steps))
-    seeds_half = (law.interval[1] - law.interval[0]) / 2
-    seeds_factor = math.log(law.amplitude_interval[1] / law.amplitude_interval[0]) / 2
-    half, factor = math.hypot(half, seeds_half), math.exp(math.hypot(factor, seeds_factor))
+    of_seeds = np.ptp(law.interval) / 2, np.ptp(np.log(law.amplitude_interval)) / 2
+    half, factor = math.hypot(of_seeds[0], *(slope * steps)), math.exp(math.hypot(of_seeds[1], *(height * steps)))
     return replace(
         law,
         interval=(law.exponent - half, law.exponent + half),

@@ -84,18 +84,23 @@ def size_curves(
     _doublings(axes.xaxis, P[0], P[-1])
     axes.set_xlabel('P, sequences in the training set')
     axes.set_ylabel('best test loss (nats)')
-    if not _OF_FLOORS.isdisjoint(name for axis in others for name in axis.names):
+    if _OF_FLOORS.isdisjoint(name for axis in others for name in axis.names):
+        _shared_floors(axes, results)
+    else:
         for floor, color in zip(results.mean('entropy', ['train_size', 'repetition']).flat, colors, strict=True):
             axes.axhline(floor, color=color, lw=1, ls='--', zorder=1)
         axes.set_ylabel('best test loss (nats); dashed: floor')
-    elif results['objective'].flat[0] == 'all':
-        floor_lines(axes, {'floor': float(np.nanmean(results['entropy']))}, 'best loss of all models')
-    else:
-        names = dict.fromkeys(name for row in results.rows for name in row if name.startswith('floor_'))
-        floors = {f'$H_{{{name[6:]}}}$': float(np.nanmean(results[name])) for name in names}
-        floor_lines(axes, floors, 'floors $H_k$')
     legend_below(axes)
     return axes
+
+
+def _shared_floors(axes: Axes, results: Results) -> None:
+    """Draws the floors of the one language of all runs, means over them."""
+    if results['objective'].flat[0] == 'all':  # a mean over positions, which is the floor of no window
+        floor_lines(axes, {'floor': float(np.nanmean(results['entropy']))}, 'best loss of all models')
+        return
+    names = dict.fromkeys(name for row in results.rows for name in row if name.startswith('floor_'))
+    floor_lines(axes, {f'$H_{{{name[6:]}}}$': float(np.nanmean(results[name])) for name in names}, 'floors $H_k$')
 
 
 @styled
