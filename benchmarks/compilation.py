@@ -33,7 +33,7 @@ def first_steps(options: dict[str, Any], windows: int) -> dict[str, float]:
     """Seconds until a first step is taken, and those of a step thereafter, for a process of its own."""
     config = Config(outname='unused', **options)
     with threads_kept(default_threads(config)), clocked(('first', steps, 'build_trainer')) as spent:
-        trainer = steps.make_trainer(config, drawn=True)
+        trainer = steps.make_trainer(config, steps.without_floors(config, drawn=True))
         first = spent['first'] + seconds(lambda: trainer.advance(1))
         trainer.advance(WINDOW)
         times = [seconds(lambda: trainer.advance(trainer.step + WINDOW)) / WINDOW for _ in range(windows)]

@@ -147,15 +147,28 @@ def peak_memory() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def matrix_peak(threads: int, quick: bool = False) -> float:
-    """The most multiplications of matrix entries a second: the best of products of large square float32 matrices."""
+def matrix_peak(threads: int, quick: bool = False, device: str = 'cpu', dtype: torch.dtype = torch.float32) -> float:
+    """The most multiplications of matrix entries a second: the best of products of large square matrices."""
     rates = []
+    sizes = (2048, 4096, 8192) if device == 'cuda' else (512, 1024, 2048)
     with threads_kept(threads):
-        for size in (256, 512) if quick else (512, 1024, 2048):
-            a, b, out = (torch.ones(size, size) for _ in range(3))
-            product = Work(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), threads=threads)  # type: ignore[misc]
-            rates.append(size**3 / min(in_turn({0: product}, 5, 0.02 if quick else 0.2)[0]))
+        for size in (256, 512) if quick else sizes:
+            # Random: on a GPU products of constants draw less power, and are faster.
+            a, b, out = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(3))
+            product = waited_for(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device)  # type: ignore[misc]
+            rates.append(size**3 / min(in_turn({0: Work(product, threads=threads)}, 5, 0.02 if quick else 0.2)[0]))
     return max(rates)
+
+
+def waited_for(function: Callable[[], object], device: str) -> Callable[[], None]:
+    """`function`, and the end of the work that it gave to a GPU."""
+
+    def run() -> None:
+        function()
+        if device == 'cuda':
+            torch.cuda.synchronize()
+
+    return run
 
 
 def machine() -> dict[str, Any]:

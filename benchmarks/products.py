@@ -64,9 +64,9 @@ def multiplications(config: Config) -> int:
     return config.accumulation * 3 * sum(product.multiplications for product in forward_products(config))
 
 
-def products_alone(config: Config, device: str = 'cpu') -> Callable[[], None]:
+def products_alone(config: Config, device: str = 'cpu', dtype: torch.dtype = torch.float32) -> Callable[[], None]:
     """A function that computes the products of a step, one after the other into places that are there already."""
-    passes = [_passes(product, device) for product in forward_products(config)]
+    passes = [_passes(product, device, dtype) for product in forward_products(config)]
     calls = [forward for forward, *_ in passes] + [call for _, *backward in reversed(passes) for call in backward]
 
     def run() -> None:
@@ -80,10 +80,11 @@ def products_alone(config: Config, device: str = 'cpu') -> Callable[[], None]:
 Call = tuple[Callable[..., Tensor], Tensor, Tensor, Tensor]
 
 
-def _passes(product: Product, device: str) -> list[Call]:
+def _passes(product: Product, device: str, dtype: torch.dtype) -> list[Call]:
     """A product of the forward pass and its two of the backward pass."""
     p = product
-    X, W, Y = (torch.randn(p.batch, *shape, device=device) for shape in ((p.m, p.k), (p.n, p.k), (p.m, p.n)))
+    shapes = (p.m, p.k), (p.n, p.k), (p.m, p.n)
+    X, W, Y = (torch.randn(p.batch, *shape, device=device, dtype=dtype) for shape in shapes)
     dX, dW = torch.empty_like(X), torch.empty_like(W)
     if p.batch == 1:
         X, W, Y, dX, dW = X[0], W[0], Y[0], dX[0], dW[0]

@@ -67,25 +67,29 @@ class DrawnOnce(RLM):
         return self.drawn
 
 
-def make_trainer(config: Config, drawn: bool, device: str = 'cpu') -> Trainer:
-    """The trainer of a run; with `drawn` its sequences cost nothing. Its language has no floors: they take long."""
+def without_floors(config: Config, drawn: bool, device: str = 'cpu') -> Language:
+    """The language of a run; with `drawn` its sequences cost nothing. It has no floors: they take long."""
     grammar = (DrawnOnce if drawn else RLM)(config.num_features, config.num_layers, config.beta, device=device)
     nothing = torch.empty(0)
-    language = Language(grammar, Reference(nothing, nothing, None), 0.0, 0.0, {})
+    return Language(grammar, Reference(nothing, nothing, None), 0.0, 0.0, {})
+
+
+def make_trainer(config: Config, language: Language, device: str = 'cpu') -> Trainer:
+    """The trainer of a run of this language, that says nothing."""
     return build_trainer(config, language, machine.choose(replace(config, device=device)), lambda line: None)
 
 
 def loop(config: Config, threads: int, drawn: bool, device: str = 'cpu') -> Work:
     """The loop of a run between two records, compiled or not as `config` says; see `make_trainer`."""
     with threads_kept(threads):
-        trainer = make_trainer(config, drawn, device)
+        trainer = make_trainer(config, without_floors(config, drawn, device), device)
     return Work(lambda: trainer.advance(trainer.step + WINDOW), WINDOW, threads)
 
 
 def step(config: Config, threads: int) -> Work:
     """A step of a run on one batch that stays where it is, compiled or not as `config` says."""
     with threads_kept(threads):
-        trainer = make_trainer(config, drawn=True)
+        trainer = make_trainer(config, without_floors(config, drawn=True))
     inputs, targets = (x.clone() for x in trainer.feed(0))
     steps = itertools.count()
     return Work(lambda: trainer.take_steps(next(steps), inputs, targets), threads=threads)
@@ -94,7 +98,7 @@ def step(config: Config, threads: int) -> Work:
 def update_alone(config: Config, threads: int) -> Work:
     """The optimizer's part of an eager step: torch's fused kernels, on gradients that are there."""
     with threads_kept(threads):
-        trainer = make_trainer(replace(config, compile='off'), drawn=True)
+        trainer = make_trainer(replace(config, compile='off'), without_floors(config, drawn=True))
         trainer.update()
     return Work(trainer.optimizer.step, threads=threads)
 

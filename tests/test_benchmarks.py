@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -23,15 +24,16 @@ from test_streams import ALARM, chi_square
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import plain, sampler, steps
+from benchmarks import gpu, plain, sampler, steps
 from benchmarks.inference import matrix_products
-from benchmarks.measure import Work, clocked, in_process, in_turn, threads_kept
+from benchmarks.measure import Settings, Work, clocked, in_process, in_turn, threads_kept
 from benchmarks.plain import PlainRun
 from benchmarks.products import multiplications, products_alone
 from benchmarks.report import Ratio, Result, Table, as_markdown, as_text, figure
 from benchmarks.run import BENCHMARKS, main
 from benchmarks.steps import DrawnOnce
 from RLM_clean.datasets import RLM
+from RLM_clean.training.loop import WINDOW
 
 SHAPES: list[dict[str, Any]] = [
     {'num_layers': 1},
@@ -224,6 +226,33 @@ def test_what_cannot_be_measured_is_refused(words: list[str], capsys: pytest.Cap
 
 
 # ---------------------------------------------------------------------- all of them
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_gpus_runs_on_a_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it but CUDA itself: steps and groups are measured, and every figure is positive."""
+    monkeypatch.setattr(gpu, 'DEVICE', 'cpu')
+    result = gpu.measure(Settings(quick=True, repeats=1))
+    steps_, groups = (table.rows for table in result.tables)
+    assert [row['step'] for row in steps_] == ['default'] and [row['runs'] for row in groups] == [2]
+    assert all(value > 0 for row in (*steps_, *groups) for value in row.values() if isinstance(value, float))
+    assert {ratio.name for ratio in result.ratios} == {
+        'default: eager / captured', 'default: captured / products', 'default: captured / 60 us',
+    }  # fmt: skip
+
+
+def test_a_group_is_timed_by_the_step_of_a_run() -> None:
+    """Two runs of other weights take a window of steps each in a call, on batches that are drawn or there."""
+    config = tiny(compile='off')
+    for drawn in (False, True):
+        with mock.patch.object(gpu.Ensemble, 'advance', autospec=True, side_effect=gpu.Ensemble.advance) as advance:
+            work = gpu.group(config, 2, drawn, 'cpu')
+            work.run()
+        ensemble = advance.call_args.args[0]
+        trainers = ensemble.active.values()
+        assert work.amount == 2 * WINDOW and [trainer.step for trainer in trainers] == [WINDOW, WINDOW]
+        losses = [trainer.since_record for trainer in trainers]
+        assert len(losses[0]) == WINDOW and losses[0] != losses[1]
 
 
 @pytest.mark.slow
