@@ -270,13 +270,13 @@ class Language:
         return rules_of(self.grammar)
 
 
-def rules_of(grammar: TreeGrammar) -> Tensor:
+def rules_of(language: TreeGrammar) -> Tensor:
     """The rules of a language as files hold them: `(v, v, v)` where all levels share them, `(L, v, v, v)` otherwise."""
-    return grammar.rules[0] if grammar.shared else torch.stack(grammar.rules)
+    return language.rules[0] if language.shared else torch.stack(language.rules)
 
 
 def prepare_language(
-    grammar: TreeGrammar,
+    language: TreeGrammar,
     context_size: int,
     objective: str | Task = 'last',
     known: dict[str, Any] | None = None,
@@ -291,17 +291,19 @@ def prepare_language(
     """
     task = tasks.make(objective)
     num_tokens = task.num_tokens(context_size)
-    seconds = task.expected_seconds(grammar, num_tokens, floors=known is None)
+    seconds = task.expected_seconds(language, num_tokens, floors=known is None)
     if seconds > _SECONDS_TO_ANNOUNCE:
         say(f'computing what is known exactly of the language: about {seconds:.0f} s')
-    contexts = task.contexts(grammar, num_tokens)
+    contexts = task.contexts(language, num_tokens)
     whole = Reference(*contexts)
     if known is not None:
-        return Language(grammar, whole, known['entropy'], known['marginal'], known['floors'], known.get('contexts', {}))
+        return Language(
+            language, whole, known['entropy'], known['marginal'], known['floors'], known.get('contexts', {})
+        )
     target = 'best loss of the last token' if task.name == 'all' else 'best loss'
     floors: dict[int, Estimate] = {}
     numbers: dict[int, int] = {}
-    for k, floor, number in task.floors(grammar, num_tokens, contexts):
+    for k, floor, number in task.floors(language, num_tokens, contexts):
         floors[k], numbers[k] = floor, number
         say(f'{target} from {k} {"token" if k == 1 else "tokens"}: {format_estimate(floor, number)}')
     lowest = floors[max(floors)]
@@ -309,22 +311,22 @@ def prepare_language(
         lowest = whole.floor()
         number = 0 if whole.weights is not None else len(whole.inputs)
         say(f'best loss of all tokens: {format_estimate(lowest, number)}')
-    return Language(grammar, whole, lowest[0], floors[0][0], floors, numbers)
+    return Language(language, whole, lowest[0], floors[0][0], floors, numbers)
 
 
 def filtered_predictions(
-    grammar: TreeGrammar, reference: Reference, task: Task, heights: Iterable[int] | None = None
+    language: TreeGrammar, reference: Reference, task: Task, heights: Iterable[int] | None = None
 ) -> Tensor:
     """The predictions of BP_k in the contexts of a reference, `(N, K, c)` or `(N, K, T, c)` for K heights k.
 
     They are 0, ..., L by default. Raises ValueError for a height that the language does not have.
     """
-    possible = filtered.heights(grammar)
+    possible = filtered.heights(language)
     chosen = possible if heights is None else list(heights)
     for k in chosen:
         if k not in possible:
             raise ValueError(f'k={k} is not a height of this language: use 0 to {possible[-1]}')
-    return torch.stack([task.best(grammar.filtered(k), reference.inputs).cpu() for k in chosen], 1)
+    return torch.stack([task.best(language.filtered(k), reference.inputs).cpu() for k in chosen], 1)
 
 
 def format_estimate(estimate: Estimate, contexts: int = 0) -> str:
@@ -335,7 +337,7 @@ def format_estimate(estimate: Estimate, contexts: int = 0) -> str:
 
 
 def reference(
-    grammar: TreeGrammar,
+    language: TreeGrammar,
     context_size: int | None = None,
     objective: str | Task = 'last',
     num_samples: int = 4096,
@@ -354,25 +356,25 @@ def reference(
     sampled.
     """
     task = tasks.make(objective)
-    num_tokens = 2**grammar.L if context_size is None else task.num_tokens(context_size)
-    task.check_window(grammar, num_tokens)
-    return Reference(*task.contexts(grammar, num_tokens, num_samples, seed))
+    num_tokens = 2**language.L if context_size is None else task.num_tokens(context_size)
+    task.check_window(language, num_tokens)
+    return Reference(*task.contexts(language, num_tokens, num_samples, seed))
 
 
-def bayes_floor(grammar: TreeGrammar, objective: str | Task = 'last', num_samples: int = 4096) -> Estimate:
+def bayes_floor(language: TreeGrammar, objective: str | Task = 'last', num_samples: int = 4096) -> Estimate:
     """The lowest loss that any model can have on an objective, in nats, and its standard error.
 
     For 'last' `H(x_n | x_1..x_{n-1})`; for 'all' the mean over i = 2..n of `H(x_i | x_1..x_{i-1})`; for other tasks the
     mean entropy of the posteriors of the targets.
     """
     if tasks.make(objective).name == 'last':
-        return entropies.entropy(grammar, num_samples)
-    return reference(grammar, None, objective, num_samples).floor()
+        return entropies.entropy(language, num_samples)
+    return reference(language, None, objective, num_samples).floor()
 
 
 def excess_loss(
     model: Model,
-    grammar: TreeGrammar,
+    language: TreeGrammar,
     context_size: int | None = None,
     objective: str | Task = 'last',
     num_samples: int = 4096,
@@ -394,21 +396,21 @@ def excess_loss(
     Otherwise the mean is over at most `num_samples` sampled contexts, the same ones in every call. Raises ValueError as
     `reference` does, for logits of another shape, and for a model that returns something else than a tensor.
     """
-    return reference(grammar, context_size, objective, num_samples).to(_device(model)).divergence(model, logits)
+    return reference(language, context_size, objective, num_samples).to(_device(model)).divergence(model, logits)
 
 
 def divergence_from_window(
-    model: Model, grammar: TreeGrammar, k: int, num_samples: int = 4096, logits: Logits = apply_model
+    model: Model, language: TreeGrammar, k: int, num_samples: int = 4096, logits: Logits = apply_model
 ) -> Estimate:
     """`E KL(P(x_n | last k tokens) || model)`, the model seeing all n - 1 tokens, and its standard error, in nats.
 
     Zero for the best predictor from k tokens: along a training run, the k with the smallest divergence says which level
     of the tree the model has reached. Raises ValueError for k outside 0..n-1.
     """
-    entropies.check_window(grammar, k)
-    whole = reference(grammar, None, 'last', num_samples)
+    entropies.check_window(language, k)
+    whole = reference(language, None, 'last', num_samples)
     seen = whole.inputs[:, whole.inputs.shape[1] - k :]
-    posteriors = next_token_probs(grammar, seen).cpu()
+    posteriors = next_token_probs(language, seen).cpu()
     return Reference(whole.inputs, posteriors, whole.weights).to(_device(model)).divergence(model, logits)
 
 

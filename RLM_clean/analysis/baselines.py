@@ -49,7 +49,7 @@ class Learner(Protocol):
 # ---------------------------------------------------------------------- any learner
 
 
-def learning_curve(grammar: TreeGrammar, reference: Reference, learner: Learner, sizes: Sequence[int]) -> list[Record]:
+def learning_curve(language: TreeGrammar, reference: Reference, learner: Learner, sizes: Sequence[int]) -> list[Record]:
     """How good a learner is after training sets of several sizes P: for each {'P', 'testloss', 'excess'}, in nats.
 
     A training set holds the first P sequences of the training stream, those on which a run with `regime='offline'` and
@@ -62,19 +62,19 @@ def learning_curve(grammar: TreeGrammar, reference: Reference, learner: Learner,
     0, a reference of another task than the prediction of the last token, a `KnownTree(shared=True)` where levels have
     rules of their own, and what the learner refuses.
     """
-    width, learner = _width(grammar, reference, learner), _informed(learner, grammar)
+    width, learner = _width(language, reference, learner), _informed(learner, language)
     if any(not isinstance(size, Integral) or size < 0 for size in sizes):
         raise ValueError(f'sizes={list(sizes)} are not numbers of sequences: use 0 or more')
-    sequences = training_set(grammar, max(sizes, default=0), width)
+    sequences = training_set(language, max(sizes, default=0), width)
     records = []
     for size in sizes:
-        loss, excess = evaluate(learner.fit(sequences[:size], grammar.v), reference)
+        loss, excess = evaluate(learner.fit(sequences[:size], language.v), reference)
         records.append({'P': size, 'testloss': loss, 'excess': excess})
     return records
 
 
 def learner_records(
-    grammar: TreeGrammar, reference: Reference, config: Config, learner: Learner, steps: Sequence[int]
+    language: TreeGrammar, reference: Reference, config: Config, learner: Learner, steps: Sequence[int]
 ) -> list[Record]:
     """How good a learner is after the training sequences that a run has seen at each of `steps`.
 
@@ -88,15 +88,15 @@ def learner_records(
     have rules of their own, and what the learner refuses.
     """
     _check_objective(config)
-    width, learner = _width(grammar, reference, learner), _informed(learner, grammar)
+    width, learner = _width(language, reference, learner), _informed(learner, language)
     if any(step < 0 for step in steps):
         raise ValueError(f'steps={list(steps)} are not steps of a run: use 0 or more')
     seen = [sequences_seen(config, step) for step in steps]
-    chunks = list(_training_sequences(grammar, 0, max(seen, default=0), width))
+    chunks = list(_training_sequences(language, 0, max(seen, default=0), width))
     sequences = torch.cat(chunks) if chunks else torch.empty(0, width, dtype=torch.int64)
     records = []
     for step, size in zip(steps, seen, strict=True):
-        loss, excess = evaluate(learner.fit(sequences[:size], grammar.v), reference)
+        loss, excess = evaluate(learner.fit(sequences[:size], language.v), reference)
         records.append({'t': step, 'testloss': loss, 'excess': excess})
     return records
 
@@ -113,34 +113,34 @@ def evaluate(predictor: Predictor, reference: Reference) -> tuple[float, float]:
     return reference.floor()[0] + excess, excess
 
 
-def training_set(grammar: TreeGrammar, size: int, width: int) -> Tensor:
+def training_set(language: TreeGrammar, size: int, width: int) -> Tensor:
     """The last `width` tokens of the first `size` sequences of the training stream, `(size, width)` int64."""
-    return grammar.sequences(0, size, last=width).cpu()
+    return language.sequences(0, size, last=width).cpu()
 
 
-def _width(grammar: TreeGrammar, reference: Reference, learner: Learner) -> int:
+def _width(language: TreeGrammar, reference: Reference, learner: Learner) -> int:
     """The tokens of a context and its target; ValueError where that is not what the learner learns from."""
     size, posteriors = reference.inputs.shape[1], reference.posteriors
     if posteriors.ndim == 3 and posteriors.shape[1] > 1:
         raise ValueError("a reference with several targets does not fit learners that count: make one for 'last'")
-    if size >= 2**grammar.L:
+    if size >= 2**language.L:
         raise ValueError(f"contexts of all {size} tokens have another target than the last one: use those of 'last'")
-    if isinstance(learner, KnownTree) and size + 1 != 2**grammar.L:
-        whole = 2**grammar.L - 1
+    if isinstance(learner, KnownTree) and size + 1 != 2**language.L:
+        whole = 2**language.L - 1
         raise ValueError(f'contexts of {size} of {whole} tokens do not fit KnownTree, which needs whole sequences')
     return size + 1
 
 
-def _informed(learner: Learner, grammar: TreeGrammar) -> Learner:
+def _informed(learner: Learner, language: TreeGrammar) -> Learner:
     """A `KnownTree` with what it should know of the language; ValueError where it takes something else for known."""
     if not isinstance(learner, KnownTree):
         return learner
-    if isinstance(grammar, FilteredGrammar):
+    if isinstance(language, FilteredGrammar):
         raise ValueError('KnownTree does not fit a filtered language, whose heads have no rules: use another learner')
-    if learner.shared and len(grammar.rules) > 1:
+    if learner.shared and len(language.rules) > 1:
         raise ValueError('KnownTree(shared=True) does not fit levels with rules of their own: use shared=False')
-    uniform = bool((grammar.prior == grammar.prior[0]).all())  # as by default, to the last bit
-    return learner if uniform or learner.prior is not None else replace(learner, prior=grammar.prior)
+    uniform = bool((language.prior == language.prior[0]).all())  # as by default, to the last bit
+    return learner if uniform or learner.prior is not None else replace(learner, prior=language.prior)
 
 
 def _check_objective(config: Config) -> None:
@@ -152,7 +152,7 @@ def _check_objective(config: Config) -> None:
 
 
 def ngram_records(
-    grammar: TreeGrammar,
+    language: TreeGrammar,
     reference: Reference,
     config: Config,
     steps: Sequence[int],
@@ -176,7 +176,7 @@ def ngram_records(
     finite and above 0, steps that are not in order, a table that does not fit in memory, a run that predicts several
     tokens, and one in the regime population.
     """
-    size, v = reference.inputs.shape[1], grammar.v
+    size, v = reference.inputs.shape[1], language.v
     posteriors = reference.posteriors
     _check_objective(config)
     if posteriors.ndim == 3 and posteriors.shape[1] > 1:
@@ -196,7 +196,7 @@ def ngram_records(
     floor, seen, records = reference.floor()[0], 0, []
     for step in steps:
         upto = sequences_seen(config, step)
-        for leaves in _training_sequences(grammar, seen, upto, k + 1):
+        for leaves in _training_sequences(language, seen, upto, k + 1):
             counts += counting.count_joint(leaves, range(k + 1), v)
         seen = upto
         log_q = (counts / counts.sum(-1, keepdim=True)).log()[contexts]
@@ -216,9 +216,9 @@ def sequences_seen(config: Config, step: int) -> int:
     return drawn if config.regime == 'online' else min(drawn, config.train_size)
 
 
-def _training_sequences(grammar: TreeGrammar, first: int, stop: int, width: int) -> Iterator[Tensor]:
+def _training_sequences(language: TreeGrammar, first: int, stop: int, width: int) -> Iterator[Tensor]:
     """The last `width` tokens of the training sequences first..stop-1, in the order of a run, in chunks."""
     while first < stop:
         count = min(_CHUNK, stop - first)
-        yield grammar.leaf_batches(first, count, 1, last=width)[:, 0].cpu()
+        yield language.leaf_batches(first, count, 1, last=width)[:, 0].cpu()
         first += count

@@ -51,7 +51,7 @@ _STARTS_INDEX = 2
 # ---------------------------------------------------------------------- the expectation
 
 
-def expected_counts(grammar: TreeGrammar, sequences: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def expected_counts(language: TreeGrammar, sequences: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """How often each production is expected above sequences, `(L, v, v, v)`, and `ln P` of each sequence, `(R,)`.
 
     The counts of level l are the sum over its nodes and over the sequences of
@@ -63,22 +63,22 @@ def expected_counts(grammar: TreeGrammar, sequences: Tensor, numbers: Tensor | N
     contractions of v^3 for each node above the parents of tokens. Raises ValueError for shapes that do not fit, other
     numbers than tokens, and a sequence of probability zero.
     """
-    L, v = grammar.L, grammar.v
+    L, v = language.L, language.v
     if sequences.dim() != 2 or sequences.shape[1] != 2**L:
         raise ValueError(f'sequences of shape {tuple(sequences.shape)}: for a tree of {2**L} leaves give (R, {2**L})')
     if sequences.dtype != torch.int64 or (len(sequences) and not 0 <= sequences.min() <= sequences.max() < v):
         raise ValueError(f'sequences hold other numbers than tokens of v={v}: give int64 numbers from 0 to {v - 1}')
     numbers = torch.ones(len(sequences), dtype=torch.float64) if numbers is None else numbers.double()
-    levels = tree_levels(grammar, 0, sequences.device)
+    levels = tree_levels(language, 0, sequences.device)
     counts, log_probs = torch.zeros(L, v, v, v, dtype=torch.float64), []
     size = max(1, _MESSAGE_ENTRIES // v)
     for first in range(0, len(sequences), size):
         rows = slice(first, first + size)
         messages, log_scale = upward(levels, seen_leaves(sequences[rows]))
-        likelihood = messages[0].values[0] @ grammar.prior
+        likelihood = messages[0].values[0] @ language.prior
         check_possible(likelihood > 0, rows)
         log_probs.append(log_scale + likelihood.log())
-        alpha = grammar.prior.expand(1, len(likelihood), v)
+        alpha = language.prior.expand(1, len(likelihood), v)
         for depth, level in enumerate(levels):
             left, right = messages[depth + 1].values[::2], messages[depth + 1].values[1::2]
             counts[depth] += _productions(level, alpha, left, right, numbers[rows])

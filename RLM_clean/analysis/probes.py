@@ -204,12 +204,12 @@ def evidence_posteriors(run: Run, inputs: Tensor) -> list[Tensor]:
 
     Where the noise is drawn for each sequence: `sum_j P(eps_j | inputs) P(symbol | inputs, eps_j)`.
     """
-    task, grammar = run.task, run.rlm
+    task, language = run.task, run.rlm
     if not isinstance(task, Denoise):
-        return node_posteriors(grammar, node_evidence(run, inputs))
-    evidence = [task.likelihoods(grammar, inputs, noise) for noise in task.noises]
-    weights = torch.stack([evidence_log_likelihood(grammar, likelihoods) for likelihoods in evidence]).softmax(0)
-    parts = [node_posteriors(grammar, likelihoods) for likelihoods in evidence]
+        return node_posteriors(language, node_evidence(run, inputs))
+    evidence = [task.likelihoods(language, inputs, noise) for noise in task.noises]
+    weights = torch.stack([evidence_log_likelihood(language, likelihoods) for likelihoods in evidence]).softmax(0)
+    parts = [node_posteriors(language, likelihoods) for likelihoods in evidence]
     return [torch.einsum('er,erna->rna', weights, torch.stack(level)) for level in zip(*parts, strict=True)]
 
 

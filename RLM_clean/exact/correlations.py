@@ -27,39 +27,39 @@ _PATH_ENTRIES = 2**24
 # ---------------------------------------------------------------------- one token
 
 
-def level_marginals(grammar: TreeGrammar) -> list[Tensor]:
+def level_marginals(language: TreeGrammar) -> list[Tensor]:
     """For each level l = 0 (the root) to L the laws of its symbols, `(2^l, v)`: `P(x_k = a)` of node k, left to right.
 
     `p_{2k} = p_k P_L`, `p_{2k+1} = p_k P_R`, from the prior down.
     """
-    return _laws(grammar, transitions(grammar))
+    return _laws(language, transitions(language))
 
 
-def leaf_marginals(grammar: TreeGrammar) -> Tensor:
+def leaf_marginals(language: TreeGrammar) -> Tensor:
     """`P(x_i = a)` for every token i, `(2^L, v)`."""
-    return level_marginals(grammar)[-1]
+    return level_marginals(language)[-1]
 
 
-def transitions(grammar: TreeGrammar) -> list[tuple[Tensor, Tensor]]:
+def transitions(language: TreeGrammar) -> list[tuple[Tensor, Tensor]]:
     """`(P_L, P_R)` of each level, two matrices `(v, v)` from a node to its left and to its right child."""
-    return [grammar.transitions(level) for level in range(grammar.L)]
+    return [language.transitions(level) for level in range(language.L)]
 
 
 # ---------------------------------------------------------------------- two tokens
 
 
-def children_law(grammar: TreeGrammar, level: int, law: Tensor) -> Tensor:
+def children_law(language: TreeGrammar, level: int, law: Tensor) -> Tensor:
     """`Q[b, c] = sum_a p[a] T[a, b, c]`, `(v, v)`: the law of the children of a node of a level whose law is p `(v,)`.
 
     The rules are read in blocks: no float64 copy of them is made.
     """
-    pair = torch.zeros(grammar.v**2, dtype=torch.float64)
-    for parents, block in grammar.blocks(level):
+    pair = torch.zeros(language.v**2, dtype=torch.float64)
+    for parents, block in language.blocks(level):
         pair += law[parents] @ block.flatten(1)
-    return pair.view(grammar.v, grammar.v)
+    return pair.view(language.v, language.v)
 
 
-def joint(grammar: TreeGrammar, i: int, j: int) -> Tensor:
+def joint(language: TreeGrammar, i: int, j: int) -> Tensor:
     """`P(x_i = a, x_j = b)`, `(v, v)`: diagonal for i = j, and the transpose of `joint(grammar, j, i)`.
 
     With p the law of the lowest common ancestor, `Q[b, c] = sum_a p[a] T[a, b, c]` that of its children, and A, B the
@@ -68,14 +68,14 @@ def joint(grammar: TreeGrammar, i: int, j: int) -> Tensor:
     Raises ValueError for positions outside 0..2^L - 1.
     """
     if i > j:
-        return joint(grammar, j, i).T
-    steps, laws = _known(grammar, i, j)
+        return joint(language, j, i).T
+    steps, laws = _known(language, i, j)
     if i == j:
         return torch.diag(laws[-1][i])
-    return _descend(steps, _children_of_ancestor(grammar, laws, i, j), i, j)
+    return _descend(steps, _children_of_ancestor(language, laws, i, j), i, j)
 
 
-def covariance(grammar: TreeGrammar, i: int, j: int) -> Tensor:
+def covariance(language: TreeGrammar, i: int, j: int) -> Tensor:
     """`C[a, b] = P(x_i = a, x_j = b) - P(x_i = a) P(x_j = b)`, `(v, v)`; its rows and columns sum to zero.
 
     With Q, A and B as in `joint`, `C = A^T (Q - Q_left Q_right^T) B`, `Q_left` and `Q_right` the sums of Q over its
@@ -86,23 +86,23 @@ def covariance(grammar: TreeGrammar, i: int, j: int) -> Tensor:
     Raises ValueError for positions outside 0..2^L - 1.
     """
     if i > j:
-        return covariance(grammar, j, i).T
-    steps, laws = _known(grammar, i, j)
-    return _covariance(grammar, steps, laws, i, j)
+        return covariance(language, j, i).T
+    steps, laws = _known(language, i, j)
+    return _covariance(language, steps, laws, i, j)
 
 
-def mutual_information(grammar: TreeGrammar, i: int, j: int) -> float:
+def mutual_information(language: TreeGrammar, i: int, j: int) -> float:
     """`I(x_i; x_j) = sum_ab P(a, b) ln(P(a, b) / (P(a) P(b)))` in nats; the entropy of the token for i = j.
 
     It is computed from `covariance`, of whose entries weak informations are the squares: these too have all their
     digits but the last few. Raises ValueError for positions outside 0..2^L - 1.
     """
     i, j = min(i, j), max(i, j)
-    steps, laws = _known(grammar, i, j)
-    return _information(_covariance(grammar, steps, laws, i, j), laws[-1][i], laws[-1][j]).item()
+    steps, laws = _known(language, i, j)
+    return _information(_covariance(language, steps, laws, i, j), laws[-1][i], laws[-1][j]).item()
 
 
-def mutual_information_by_distance(grammar: TreeGrammar, max_pairs: int = 2**12) -> Tensor:
+def mutual_information_by_distance(language: TreeGrammar, max_pairs: int = 2**12) -> Tensor:
     """Mean mutual information of two tokens at each tree distance, `(L,)` in nats: entry h - 1 is for height h.
 
     The height h = 1..L is that of the lowest common ancestor above the tokens. There are 2^(L + h - 2) pairs of height
@@ -116,9 +116,9 @@ def mutual_information_by_distance(grammar: TreeGrammar, max_pairs: int = 2**12)
     """
     if max_pairs < 1:
         raise ValueError(f'max_pairs={max_pairs} leaves no pair to average over: use 1 or more')
-    v, L = grammar.v, grammar.L
-    steps = transitions(grammar)
-    laws = _laws(grammar, steps)
+    v, L = language.v, language.L
+    steps = transitions(language)
+    laws = _laws(language, steps)
     centred = _centred(steps)
     # paths[w]: from a node `shared` levels above the leaves to the leaf w below it; the highest bit of w comes first.
     # A product of centred matrices is the product of the matrices less a constant row.
@@ -129,9 +129,9 @@ def mutual_information_by_distance(grammar: TreeGrammar, max_pairs: int = 2**12)
         if shared == height - 2 and 2 * paths.numel() <= _PATH_ENTRIES:
             left, right = centred[level + 1]
             paths, shared = torch.cat((left @ paths, right @ paths)), height - 1
-        T = grammar.level_rules(level).flatten(1)
+        T = language.level_rules(level).flatten(1)
         total = 0.0
-        words = _pairs_of_height(grammar, height, max_pairs)
+        words = _pairs_of_height(language, height, max_pairs)
         for chunk in words.split(max(1, _ENTRIES_PER_BLOCK // v**2)):
             # Three fields of a word: the ancestor, and the paths to the tokens below its left and its right child.
             ancestors = chunk >> 2 * (height - 1)
@@ -159,26 +159,26 @@ def _check_position(position: int, n: int) -> None:
         raise ValueError(f'position={position} is outside a sequence of {n} tokens: use 0 to {n - 1}')
 
 
-def _laws(grammar: TreeGrammar, steps: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    levels = [grammar.prior[None]]
+def _laws(language: TreeGrammar, steps: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    levels = [language.prior[None]]
     for left, right in steps:
         levels.append(torch.stack((levels[-1] @ left, levels[-1] @ right), dim=1).flatten(0, 1))
     return levels
 
 
-def _known(grammar: TreeGrammar, i: int, j: int) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+def _known(language: TreeGrammar, i: int, j: int) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
     """The transition matrices and the laws of all levels; ValueError for positions of no token."""
     for position in (i, j):
-        _check_position(position, 2**grammar.L)
-    steps = transitions(grammar)
-    return steps, _laws(grammar, steps)
+        _check_position(position, 2**language.L)
+    steps = transitions(language)
+    return steps, _laws(language, steps)
 
 
-def _children_of_ancestor(grammar: TreeGrammar, laws: list[Tensor], i: int, j: int) -> Tensor:
+def _children_of_ancestor(language: TreeGrammar, laws: list[Tensor], i: int, j: int) -> Tensor:
     """The joint law `(v, v)` of the children of the lowest common ancestor of tokens i < j."""
     height = (i ^ j).bit_length()
-    top = grammar.L - height
-    return children_law(grammar, top, laws[top][i >> height])
+    top = language.L - height
+    return children_law(language, top, laws[top][i >> height])
 
 
 def _descend(steps: list[tuple[Tensor, Tensor]], pair: Tensor, i: int, j: int) -> Tensor:
@@ -191,11 +191,13 @@ def _descend(steps: list[tuple[Tensor, Tensor]], pair: Tensor, i: int, j: int) -
     return pair
 
 
-def _covariance(grammar: TreeGrammar, steps: list[tuple[Tensor, Tensor]], laws: list[Tensor], i: int, j: int) -> Tensor:
+def _covariance(
+    language: TreeGrammar, steps: list[tuple[Tensor, Tensor]], laws: list[Tensor], i: int, j: int
+) -> Tensor:
     """`covariance` for i <= j."""
     if i == j:
         return _less_independent(torch.diag(laws[-1][i]))
-    return _descend(_centred(steps), _less_independent(_children_of_ancestor(grammar, laws, i, j)), i, j)
+    return _descend(_centred(steps), _less_independent(_children_of_ancestor(language, laws, i, j)), i, j)
 
 
 def _less_independent(pairs: Tensor) -> Tensor:
@@ -212,12 +214,12 @@ def _centred(steps: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
     return [(left - left.mean(0), right - right.mean(0)) for left, right in steps]
 
 
-def _pairs_of_height(grammar: TreeGrammar, height: int, max_pairs: int) -> Tensor:
+def _pairs_of_height(language: TreeGrammar, height: int, max_pairs: int) -> Tensor:
     """Numbers in 0..2^(L + height - 2) - 1, one for each pair of that height: all of them, or a sample."""
-    bits = grammar.L + height - 2
+    bits = language.L + height - 2
     if 2**bits <= max_pairs:
         return torch.arange(2**bits)
-    key = stream_key(grammar.seed_samples, 'floors', height)
+    key = stream_key(language.seed_samples, 'floors', height)
     return random_words(key, torch.arange(max_pairs)) & ((1 << bits) - 1)
 
 

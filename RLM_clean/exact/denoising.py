@@ -95,14 +95,14 @@ class Recovery(NamedTuple):
     pairs: Tensor
 
 
-def recovery(grammar: TreeGrammar, trees: list[Tensor], evidence: Tensor) -> Recovery:
-    """What survives of trees (for each level `(B, 2^l)` int64, as `grammar.trees` draws them) given evidence.
+def recovery(language: TreeGrammar, trees: list[Tensor], evidence: Tensor) -> Recovery:
+    """What survives of trees (for each level `(B, 2^l)` int64, as `language.trees` draws them) given evidence.
 
     `evidence` is that of `inference.node_posteriors`: likelihoods `(B, n, v)`, or tokens `(B, n)` with -1 for unknown.
     The pairs of height 0 are each leaf with itself. Raises ValueError for evidence of probability zero.
     """
-    evidence = likelihoods_of(checked_evidence(grammar, evidence, evidence.device)[0], grammar.v)
-    levels, prior = tree_levels(grammar, 0, evidence.device), grammar.prior.to(evidence.device)
+    evidence = likelihoods_of(checked_evidence(language, evidence, evidence.device)[0], language.v)
+    levels, prior = tree_levels(language, 0, evidence.device), language.prior.to(evidence.device)
 
     def survive(rows: slice) -> list[Tensor]:
         """The three items of Recovery for some rows: one pass up, and one down that collects what it meets."""
@@ -114,14 +114,14 @@ def recovery(grammar: TreeGrammar, trees: list[Tensor], evidence: Tensor) -> Rec
             total = weights.sum(-1)
             check_possible(total[0] > 0, rows)
             found.append(weights.gather(-1, symbols[..., None]).squeeze(-1) / total)
-            if depth < grammar.L:
+            if depth < language.L:
                 expected.append(((alpha * pairs[depth]).sum(-1) / total).sum(0))
                 alpha = children_outside(levels[depth], alpha, u[depth + 1][::2], u[depth + 1][1::2])
         # From the leaves up: the lowest common ancestor of a pair of height h is on level L - h.
         expected.append(found[-1].sum(0))
         return [torch.stack([nodes.mean(0) for nodes in found], 1), found[-1].T, torch.stack(expected[::-1], 1)]
 
-    return Recovery(*in_chunks(survive, evidence, grammar.v, 8 * 2**grammar.L * grammar.v))
+    return Recovery(*in_chunks(survive, evidence, language.v, 8 * 2**language.L * language.v))
 
 
 def _upward(levels: list[Level], evidence: Tensor, original: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -43,7 +43,7 @@ _POSTERIOR_INDEX = 0
 # ------------------------------------------------------------------ predictions
 
 
-def next_token_probs(grammar: TreeGrammar, inputs: Tensor, device: Device = None) -> Tensor:
+def next_token_probs(language: TreeGrammar, inputs: Tensor, device: Device = None) -> Tensor:
     """The best possible prediction: P(x_n | the last k tokens before it), `(B, v)` float64.
 
     `alpha_0 = prior`, `alpha_{l+1}[c] = sum_ab alpha_l[a] u_l[b] T_l[a, b, c]` down the right spine, u_l the upward
@@ -54,20 +54,20 @@ def next_token_probs(grammar: TreeGrammar, inputs: Tensor, device: Device = None
     Computed on `device`, that of the inputs by default; on the CPU in place of mps, which has no float64. Raises
     ValueError for tokens or shapes that do not fit the grammar and for a context of probability zero.
     """
-    inputs = _tokens(grammar, inputs, 'inputs', device)
-    if isinstance(grammar, FilteredGrammar):
-        return filtered_tree.next_token_probs(grammar, inputs)
-    predicted = spine_prediction(grammar, inputs.shape[1], inputs.device)
+    inputs = _tokens(language, inputs, 'inputs', device)
+    if isinstance(language, FilteredGrammar):
+        return filtered_tree.next_token_probs(language, inputs)
+    predicted = spine_prediction(language, inputs.shape[1], inputs.device)
 
     def predict(rows: slice) -> list[Tensor]:
         alpha, log_scale = predicted(inputs[rows])
         check_possible(log_scale > -torch.inf, rows)
         return [alpha.expand(len(inputs[rows]), -1)]
 
-    return in_chunks(predict, inputs, grammar.v, (inputs.shape[1] + 1) * grammar.v)[0]
+    return in_chunks(predict, inputs, language.v, (inputs.shape[1] + 1) * language.v)[0]
 
 
-def all_next_token_probs(grammar: TreeGrammar, leaves: Tensor, device: Device = None) -> Tensor:
+def all_next_token_probs(language: TreeGrammar, leaves: Tensor, device: Device = None) -> Tensor:
     """Every next-token prediction: `[:, i]` is P(x_i | x_0..x_{i-1}), i = 0..n-1, `(B, n, v)` float64.
 
     With m < n leaves these are the last m of the tree, the earlier ones are unseen, and the result is `(B, m, v)`.
@@ -78,14 +78,14 @@ def all_next_token_probs(grammar: TreeGrammar, leaves: Tensor, device: Device = 
 
     Raises ValueError for tokens or shapes that do not fit and for a past of probability zero.
     """
-    leaves = _tokens(grammar, leaves, 'last leaves', device)
-    m, v = leaves.shape[1], grammar.v
-    if isinstance(grammar, FilteredGrammar):
-        return filtered_tree.all_next_token_probs(grammar, leaves)
-    top = subtree(grammar, m, leaves.device)
+    leaves = _tokens(language, leaves, 'last leaves', device)
+    m, v = leaves.shape[1], language.v
+    if isinstance(language, FilteredGrammar):
+        return filtered_tree.all_next_token_probs(language, leaves)
+    top = subtree(language, m, leaves.device)
     # The first of the m leaves and the nodes above it have nothing seen to their left: their laws need no sequence.
     first_nodes = [2**top.height - m >> top.height - depth for depth in range(top.height + 1)]
-    laws, pairs = down_path(grammar, grammar.L - top.height, top.law, [node & 1 for node in first_nodes[1:]])
+    laws, pairs = down_path(language, language.L - top.height, top.law, [node & 1 for node in first_nodes[1:]])
 
     def predict(rows: slice) -> list[Tensor]:
         # The last leaf conditions nothing.
@@ -107,7 +107,7 @@ def all_next_token_probs(grammar: TreeGrammar, leaves: Tensor, device: Device = 
     return in_chunks(predict, leaves, v, 2 * m * v)[0]
 
 
-def log_likelihood(grammar: TreeGrammar, leaves: Tensor, device: Device = None, strict: bool = True) -> Tensor:
+def log_likelihood(language: TreeGrammar, leaves: Tensor, device: Device = None, strict: bool = True) -> Tensor:
     """ln P(x_0..x_{n-1}) of each sequence, `(B,)` float64, in nats.
 
     It is the sum of the logarithms by which the messages of the first n - 1 leaves are normalised, and of
@@ -115,12 +115,12 @@ def log_likelihood(grammar: TreeGrammar, leaves: Tensor, device: Device = None, 
     ln P(x_{n-m}..x_{n-1}). `leaves (B, m)` int64. Raises ValueError for tokens or shapes that do not fit and for a
     sequence of probability zero, which gets minus infinity where `strict` is False.
     """
-    leaves = _tokens(grammar, leaves, 'last leaves', device)
-    if isinstance(grammar, FilteredGrammar):
-        log_probs = filtered_tree.log_likelihood(grammar, leaves)
+    leaves = _tokens(language, leaves, 'last leaves', device)
+    if isinstance(language, FilteredGrammar):
+        log_probs = filtered_tree.log_likelihood(language, leaves)
         check_possible((log_probs > -torch.inf) | (not strict), slice(0, None))
         return log_probs
-    predicted = spine_prediction(grammar, leaves.shape[1] - 1, leaves.device)
+    predicted = spine_prediction(language, leaves.shape[1] - 1, leaves.device)
 
     def evaluate(rows: slice) -> list[Tensor]:
         alpha, log_scale = predicted(leaves[rows, :-1])
@@ -130,14 +130,14 @@ def log_likelihood(grammar: TreeGrammar, leaves: Tensor, device: Device = None, 
             check_possible(log_probs > -torch.inf, rows)
         return [log_probs]
 
-    return in_chunks(evaluate, leaves, grammar.v, leaves.shape[1] * grammar.v)[0]
+    return in_chunks(evaluate, leaves, language.v, leaves.shape[1] * language.v)[0]
 
 
 # ------------------------------------------------------------------ posteriors of hidden symbols
 
 
 def ancestor_posteriors(
-    grammar: TreeGrammar, leaves: Tensor, past: int | None = None, device: Device = None
+    language: TreeGrammar, leaves: Tensor, past: int | None = None, device: Device = None
 ) -> list[Tensor]:
     """The posterior of every symbol of the tree given the leaves: for each level l = 0..L `(B, 2^l, v)` float64.
 
@@ -146,18 +146,18 @@ def ancestor_posteriors(
     predictions. Raises ValueError for tokens, shapes or a past that do not fit and for observations of probability
     zero.
     """
-    leaves = _tokens(grammar, leaves, 'leaves', device)
+    leaves = _tokens(language, leaves, 'leaves', device)
     length = leaves.shape[1]
     seen = length if past is None else past
     if not 0 <= seen <= length:
         raise ValueError(f'past={past} leaves are not part of a sequence of {length}: use 0 to {length}')
-    if seen == 0 and not isinstance(grammar, FilteredGrammar):
-        laws = [law.to(leaves.device) for law in level_marginals(grammar)]
+    if seen == 0 and not isinstance(language, FilteredGrammar):
+        laws = [law.to(leaves.device) for law in level_marginals(language)]
         return [law.expand(len(leaves), -1, -1) for law in laws]
-    return _node_posteriors(grammar, leaves[:, :seen])
+    return _node_posteriors(language, leaves[:, :seen])
 
 
-def node_posteriors(grammar: TreeGrammar, evidence: Tensor, device: Device = None) -> list[Tensor]:
+def node_posteriors(language: TreeGrammar, evidence: Tensor, device: Device = None) -> list[Tensor]:
     """The posterior of every symbol given evidence at any leaves: for each level l = 0..L `(B, 2^l, v)` float64.
 
     A filtered language has the levels `.levels`.
@@ -165,32 +165,32 @@ def node_posteriors(grammar: TreeGrammar, evidence: Tensor, device: Device = Non
     `P(what is known of leaf i | x_i = a)` up to a factor, not negative. Raises ValueError for evidence that does not
     fit and for evidence of probability zero.
     """
-    return _node_posteriors(grammar, checked_evidence(grammar, evidence, device)[0])
+    return _node_posteriors(language, checked_evidence(language, evidence, device)[0])
 
 
-def leaf_posteriors(grammar: TreeGrammar, evidence: Tensor, device: Device = None) -> Tensor:
+def leaf_posteriors(language: TreeGrammar, evidence: Tensor, device: Device = None) -> Tensor:
     """`P(x_i = a | evidence)` for every leaf, `(B, n, v)` float64, with evidence and errors as in `node_posteriors`."""
-    return node_posteriors(grammar, evidence, device)[-1]
+    return node_posteriors(language, evidence, device)[-1]
 
 
-def evidence_log_likelihood(grammar: TreeGrammar, evidence: Tensor, device: Device = None) -> Tensor:
+def evidence_log_likelihood(language: TreeGrammar, evidence: Tensor, device: Device = None) -> Tensor:
     """`ln P(evidence)`, `(B,)` float64 in nats; minus infinity for evidence of probability zero.
 
     `P(evidence) = sum over sequences of P(x) prod_i e_i[x_i]`, e_i the likelihoods of leaf i, as in `node_posteriors`.
     """
-    known, log_norm = checked_evidence(grammar, evidence, device)
-    if isinstance(grammar, FilteredGrammar):
-        return log_norm + filtered_tree.log_likelihood(grammar, known)
-    levels, prior = tree_levels(grammar, 0, known.device), grammar.prior.to(known.device)
+    known, log_norm = checked_evidence(language, evidence, device)
+    if isinstance(language, FilteredGrammar):
+        return log_norm + filtered_tree.log_likelihood(language, known)
+    levels, prior = tree_levels(language, 0, known.device), language.prior.to(known.device)
 
     def evaluate(rows: slice) -> list[Tensor]:
         messages, log_scale = upward(levels, seen_leaves(known[rows]))
         return [log_norm[rows] + log_scale + (messages[0].values[0] @ prior).log()]
 
-    return in_chunks(evaluate, known, grammar.v, 2 * known.shape[1] * grammar.v)[0]
+    return in_chunks(evaluate, known, language.v, 2 * known.shape[1] * language.v)[0]
 
 
-def posterior_entropy(grammar: TreeGrammar, evidence: Tensor, device: Device = None) -> Tensor:
+def posterior_entropy(language: TreeGrammar, evidence: Tensor, device: Device = None) -> Tensor:
     """The entropy of the whole tree given the evidence, `(B,)` float64 in nats: of all hidden symbols and all leaves.
 
     `H(tree | evidence) = ln P(evidence) - sum over trees of P(tree, evidence) ln P(tree, evidence) / P(evidence)`, with
@@ -198,16 +198,16 @@ def posterior_entropy(grammar: TreeGrammar, evidence: Tensor, device: Device = N
     is the ambiguity of a sequence, whose mean over sequences is `entropies.ambiguity`; given nothing it is
     `entropies.tree_entropy`. One upward pass, about as expensive as `node_posteriors`: see exact/posteriors.py.
     """
-    return posteriors.posterior_entropy(grammar, checked_evidence(grammar, evidence, device)[0])
+    return posteriors.posterior_entropy(language, checked_evidence(language, evidence, device)[0])
 
 
-def _node_posteriors(grammar: TreeGrammar, evidence: Tensor) -> list[Tensor]:
+def _node_posteriors(language: TreeGrammar, evidence: Tensor) -> list[Tensor]:
     """The posteriors of all nodes given the first leaves: tokens `(B, k)` or likelihoods `(B, k, v)`, k > 0."""
-    of_language = filtered_tree if isinstance(grammar, FilteredGrammar) else posteriors
-    return of_language.node_posteriors(grammar, evidence)
+    of_language = filtered_tree if isinstance(language, FilteredGrammar) else posteriors
+    return of_language.node_posteriors(language, evidence)
 
 
-def spine_posteriors(grammar: TreeGrammar, inputs: Tensor, device: Device = None) -> tuple[Tensor, Tensor]:
+def spine_posteriors(language: TreeGrammar, inputs: Tensor, device: Device = None) -> tuple[Tensor, Tensor]:
     """What the last k tokens before x_n say of its ancestors a_0 (the root), ..., a_(L-1), and of a_L = x_n itself.
 
     The posteriors `P(a_l = a | inputs)`, `(B, L + 1, v)`, and the channels `P(a_l = a | a_(l+1) = c, inputs)`,
@@ -221,13 +221,13 @@ def spine_posteriors(grammar: TreeGrammar, inputs: Tensor, device: Device = None
     than its prediction. Raises ValueError as `next_token_probs` does, and for a filtered language, which may lack some
     of these ancestors.
     """
-    if isinstance(grammar, FilteredGrammar):
-        grammar.level_rules(0)  # raises: a filtered language has none at its root
-    inputs = _tokens(grammar, inputs, 'inputs', device)
-    L, v = grammar.L, grammar.v
+    if isinstance(language, FilteredGrammar):
+        language.level_rules(0)  # raises: a filtered language has none at its root
+    inputs = _tokens(language, inputs, 'inputs', device)
+    L, v = language.L, language.v
     height = inputs.shape[1].bit_length()
-    levels, prior = tree_levels(grammar, L - height, inputs.device), grammar.prior.to(inputs.device)
-    unseen = [grammar.transitions(level)[1].to(inputs.device) for level in range(L - height)]
+    levels, prior = tree_levels(language, L - height, inputs.device), language.prior.to(inputs.device)
+    unseen = [language.transitions(level)[1].to(inputs.device) for level in range(L - height)]
 
     def climb(rows: slice) -> list[Tensor]:
         messages, _ = upward(levels[1:], seen_leaves(inputs[rows], 2**height - 1 - inputs.shape[1]), True)
@@ -253,7 +253,7 @@ def spine_posteriors(grammar: TreeGrammar, inputs: Tensor, device: Device = None
 # ------------------------------------------------------------------ whole trees
 
 
-def sample_posterior(grammar: TreeGrammar, leaves: Tensor, n: int, seed: int, device: Device = None) -> list[Tensor]:
+def sample_posterior(language: TreeGrammar, leaves: Tensor, n: int, seed: int, device: Device = None) -> list[Tensor]:
     """`n` trees drawn from P(tree | leaves): for each level l = 0..L its symbols `(n, B, 2^l)` int64, leaves included.
 
     From the root down, `P(b | a)` is proportional to `u_left[b] sum_c T[a, b, c] u_right[c]`, and `P(c | a, b)` to
@@ -261,8 +261,8 @@ def sample_posterior(grammar: TreeGrammar, leaves: Tensor, n: int, seed: int, de
     of that row alone. Raises ValueError for tokens, shapes or an n that do not fit and for a sequence of probability
     zero.
     """
-    leaves = _tokens(grammar, leaves, 'leaves', device)
-    levels, prior = tree_levels(grammar, 0, leaves.device), grammar.prior.to(leaves.device)
+    leaves = _tokens(language, leaves, 'leaves', device)
+    levels, prior = tree_levels(language, 0, leaves.device), language.prior.to(leaves.device)
     if n < 1:
         raise ValueError(f'n={n} leaves no tree to draw: use 1 or more')
     key = stream_key(seed, 'other', _POSTERIOR_INDEX)
@@ -280,14 +280,14 @@ def sample_posterior(grammar: TreeGrammar, leaves: Tensor, n: int, seed: int, de
             return [b, _draw(T[a, b] * right, keys[tree], 2 * node + 1)]
 
         drawn = _draw(root.repeat_interleave(n, 0), keys, torch.zeros_like(keys))
-        hidden = descend(levels, messages, drawn, n, children, entries=8 * grammar.v)
+        hidden = descend(levels, messages, drawn, n, children, entries=8 * language.v)
         return [nodes.T.reshape(-1, n, len(nodes)) for nodes in hidden]
 
-    hidden = in_chunks(draw_trees, leaves, grammar.v, leaves.shape[1] * (grammar.v + 2 * n))
+    hidden = in_chunks(draw_trees, leaves, language.v, leaves.shape[1] * (language.v + 2 * n))
     return [*(nodes.transpose(0, 1) for nodes in hidden), leaves.expand(n, -1, -1)]
 
 
-def most_probable_tree(grammar: TreeGrammar, leaves: Tensor, device: Device = None) -> tuple[list[Tensor], Tensor]:
+def most_probable_tree(language: TreeGrammar, leaves: Tensor, device: Device = None) -> tuple[list[Tensor], Tensor]:
     """The most probable tree above the leaves, and the logarithm of the joint probability of tree and leaves.
 
     The levels are `(B, 2^l)` int64, l = 0..L, leaves included; the logarithm is `(B,)` float64, in nats. Upward
@@ -295,9 +295,9 @@ def most_probable_tree(grammar: TreeGrammar, leaves: Tensor, device: Device = No
     trees of equal probability any one is returned. `leaves (B, 2^L)` int64. Raises ValueError for tokens or shapes
     that do not fit and for a sequence of probability zero.
     """
-    leaves = _tokens(grammar, leaves, 'leaves', device)
-    levels, prior = tree_levels(grammar, 0, leaves.device), grammar.prior.to(leaves.device)
-    v = grammar.v
+    leaves = _tokens(language, leaves, 'leaves', device)
+    levels, prior = tree_levels(language, 0, leaves.device), language.prior.to(leaves.device)
+    v = language.v
 
     def children(T: Tensor, a: Tensor, left: Tensor, right: Tensor, node: Tensor, tree: Tensor) -> list[Tensor]:
         pair = (T[a] * left[:, :, None] * right[:, None]).flatten(1).argmax(1)
@@ -327,14 +327,14 @@ def _draw(weights: Tensor, keys: Tensor, word: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, heights[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
-def _tokens(grammar: TreeGrammar, tokens: Tensor, name: str, device: Device) -> Tensor:
+def _tokens(language: TreeGrammar, tokens: Tensor, name: str, device: Device) -> Tensor:
     """The tokens as int64 where inference runs, checked."""
-    n = 2**grammar.L
+    n = 2**language.L
     widths, meant = {
         'inputs': (range(n), f'(B, k), k < {n}'),
         'leaves': (range(n, n + 1), f'(B, {n})'),
         'last leaves': (range(1, n + 1), f'(B, m), 1 <= m <= {n}'),
-        'evidence': (range(n, n + 1), f'(B, {n}) or (B, {n}, {grammar.v})'),
+        'evidence': (range(n, n + 1), f'(B, {n}) or (B, {n}, {language.v})'),
     }[name]
     if tokens.dim() != 2 or tokens.shape[1] not in widths:
         raise ValueError(f'{name} of shape {tuple(tokens.shape)}: for a tree of {n} leaves give {meant}')
@@ -342,27 +342,27 @@ def _tokens(grammar: TreeGrammar, tokens: Tensor, name: str, device: Device) -> 
         raise ValueError(f'{name} of type {tokens.dtype}: give tokens as integers')
     tokens = tokens.to(device=_place(tokens, device), dtype=torch.int64)
     lowest = -1 if name == 'evidence' else 0
-    wrong = tokens[(tokens < lowest) | (tokens >= grammar.v)]
+    wrong = tokens[(tokens < lowest) | (tokens >= language.v)]
     if len(wrong):
         raise ValueError(
-            f'token {wrong[0].item()} in {name} is not a symbol of the grammar: use {lowest} to {grammar.v - 1}'
+            f'token {wrong[0].item()} in {name} is not a symbol of the grammar: use {lowest} to {language.v - 1}'
         )
     return tokens
 
 
-def checked_evidence(grammar: TreeGrammar, evidence: Tensor, device: Device) -> tuple[Tensor, Tensor]:
+def checked_evidence(language: TreeGrammar, evidence: Tensor, device: Device) -> tuple[Tensor, Tensor]:
     """Evidence, checked, as tokens `(B, n)`, -1 for unknown, or likelihoods `(B, n, v)` with sum one; the logarithm of
     the factors that are left out `(B,)`."""
     if evidence.dim() != 3:
-        tokens = _tokens(grammar, evidence, 'evidence', device)
-        if isinstance(grammar, FilteredGrammar) and (tokens < 0).any():  # it takes tokens only where all are known
-            tokens = likelihoods_of(tokens, grammar.v)
+        tokens = _tokens(language, evidence, 'evidence', device)
+        if isinstance(language, FilteredGrammar) and (tokens < 0).any():  # it takes tokens only where all are known
+            tokens = likelihoods_of(tokens, language.v)
         return tokens, torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
-    n = 2**grammar.L
-    if evidence.shape[1:] != (n, grammar.v):
+    n = 2**language.L
+    if evidence.shape[1:] != (n, language.v):
         raise ValueError(
             f'evidence of shape {tuple(evidence.shape)}: '
-            f'for a tree of {n} leaves give (B, {n}) or (B, {n}, {grammar.v})'
+            f'for a tree of {n} leaves give (B, {n}) or (B, {n}, {language.v})'
         )
     likelihoods = evidence.to(device=_place(evidence, device), dtype=torch.float64)
     if not ((likelihoods >= 0) & (likelihoods < torch.inf)).all():

@@ -47,18 +47,18 @@ from RLM_clean.exact.propagation import (
 # ------------------------------------------------------------------ posteriors
 
 
-def node_posteriors(grammar: TreeGrammar, evidence: Tensor) -> list[Tensor]:
+def node_posteriors(language: TreeGrammar, evidence: Tensor) -> list[Tensor]:
     """The posteriors `(B, 2^l, v)` of all nodes given the first leaves: tokens `(B, k)` or likelihoods `(B, k, v)`.
 
     k > 0. Raises ValueError for evidence of probability zero.
     """
-    L, dense = grammar.L, evidence.is_floating_point()
-    levels, prior = tree_levels(grammar, 0, evidence.device), grammar.prior.to(evidence.device)
+    L, dense = language.L, evidence.is_floating_point()
+    levels, prior = tree_levels(language, 0, evidence.device), language.prior.to(evidence.device)
     # Tokens do not need the outside messages of all leaves.
     steps = L if dense else L - 1
     # Down to the lowest node that has all of the evidence below it, the left edge has laws that need no sequence.
     apex = L - (evidence.shape[1] - 1).bit_length()
-    laws, pairs = down_path(grammar, 0, prior, [0] * min(apex + 1, steps))
+    laws, pairs = down_path(language, 0, prior, [0] * min(apex + 1, steps))
 
     def outside_below(depth: int, alpha: Tensor, u: Tensor) -> Tensor:
         """The outside messages of the children of level `depth`, whose upward messages are u."""
@@ -83,7 +83,7 @@ def node_posteriors(grammar: TreeGrammar, evidence: Tensor) -> list[Tensor]:
         check_possible(found[0][0].sum(1) > 0, rows)
         return [nodes.transpose(0, 1) for nodes in found]
 
-    return in_chunks(posteriors, evidence, grammar.v, 2 * 2**L * grammar.v)
+    return in_chunks(posteriors, evidence, language.v, 2 * 2**L * language.v)
 
 
 def _token_posteriors(level: Level, alpha: Tensor, tokens: Tensor) -> Tensor:
@@ -101,17 +101,17 @@ def _token_posteriors(level: Level, alpha: Tensor, tokens: Tensor) -> Tensor:
 # ------------------------------------------------------------------ the entropy of the tree
 
 
-def posterior_entropy(grammar: TreeGrammar, evidence: Tensor) -> Tensor:
+def posterior_entropy(language: TreeGrammar, evidence: Tensor) -> Tensor:
     """The entropy `(B,)` in nats of all symbols given tokens `(B, n)` or likelihoods `(B, n, v)`.
 
     In a filtered language, the sub-trees below the heads, and the heads, are independent given the root. Raises
     ValueError for evidence of probability zero.
     """
-    if grammar.top_level == grammar.L:  # the heads are the leaves
-        evidence = likelihoods_of(evidence, grammar.v)
-    levels = _levels_with_logarithms(tree_levels(grammar, grammar.top_level, evidence.device))
-    log_prior = grammar.prior.to(evidence.device).log()
-    laws = grammar.head_laws.to(evidence.device) if isinstance(grammar, FilteredGrammar) else None
+    if language.top_level == language.L:  # the heads are the leaves
+        evidence = likelihoods_of(evidence, language.v)
+    levels = _levels_with_logarithms(tree_levels(language, language.top_level, evidence.device))
+    log_prior = language.prior.to(evidence.device).log()
+    laws = language.head_laws.to(evidence.device) if isinstance(language, FilteredGrammar) else None
 
     def entropy(rows: slice) -> list[Tensor]:
         u, s = _weights_below(levels, seen_leaves(evidence[rows]).values)
@@ -123,7 +123,7 @@ def posterior_entropy(grammar: TreeGrammar, evidence: Tensor) -> Tensor:
         # The difference of two sums that agree to rounding may be below zero.
         return [(torch.special.entr(root) + root * given_root).sum(1).clamp(min=0)]
 
-    return in_chunks(entropy, evidence, grammar.v, 8 * 2**grammar.L * grammar.v)[0]
+    return in_chunks(entropy, evidence, language.v, 8 * 2**language.L * language.v)[0]
 
 
 def _levels_with_logarithms(levels: list[Level]) -> list[tuple[Level, Level]]:

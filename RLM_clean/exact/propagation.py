@@ -79,35 +79,35 @@ class Subtree(NamedTuple):
     levels: list[Level]  # below its root, whose own rules enter through children_law alone
 
 
-def tree_levels(grammar: TreeGrammar, first: int, device: torch.device) -> list[Level]:
+def tree_levels(language: TreeGrammar, first: int, device: torch.device) -> list[Level]:
     """The levels from number `first` down; there is one copy of rules that all share."""
     found: list[Level] = []
-    for level in range(first, grammar.L):
-        if found and grammar.shared:
+    for level in range(first, language.L):
+        if found and language.shared:
             found.append(found[0])
         else:
-            left, right = grammar.transitions(level)
-            found.append(Level(grammar.level_rules(level).to(device), right.to(device), left.to(device)))
+            left, right = language.transitions(level)
+            found.append(Level(language.level_rules(level).to(device), right.to(device), left.to(device)))
     return found
 
 
-def subtree(grammar: TreeGrammar, m: int, device: torch.device) -> Subtree:
+def subtree(language: TreeGrammar, m: int, device: torch.device) -> Subtree:
     """The smallest sub-tree that holds the last m leaves."""
     height = (m - 1).bit_length()
-    law = grammar.prior
-    for level in range(grammar.L - height):
-        law = law @ grammar.transitions(level)[1]
-    return Subtree(height, law.to(device), tree_levels(grammar, grammar.L - height + 1, device) if height else [])
+    law = language.prior
+    for level in range(language.L - height):
+        law = law @ language.transitions(level)[1]
+    return Subtree(height, law.to(device), tree_levels(language, language.L - height + 1, device) if height else [])
 
 
-def down_path(grammar: TreeGrammar, level: int, law: Tensor, turns: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+def down_path(language: TreeGrammar, level: int, law: Tensor, turns: list[int]) -> tuple[list[Tensor], list[Tensor]]:
     """The laws of the nodes of a path from a node of a level (0 turns left, 1 right), and of their pairs of children.
 
     These read the rules in blocks: what is known of one level alone needs no float64 copy of its rules.
     """
     laws, pairs = [law], []
     for depth, turn in enumerate(turns, level):
-        pairs.append(children_law(grammar, depth, laws[-1].cpu()).to(law.device))
+        pairs.append(children_law(language, depth, laws[-1].cpu()).to(law.device))
         laws.append(pairs[-1].sum(1 - turn))
     return laws, pairs
 
@@ -157,14 +157,14 @@ def _parents(level: Level, contract: Contraction, odd: int, u: Tensor) -> Tensor
     return torch.cat((*alone, pairs, *last)) if alone or last else pairs
 
 
-def spine_prediction(grammar: TreeGrammar, k: int, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def spine_prediction(language: TreeGrammar, k: int, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """The function of inputs `(R, k)` that goes down the right spine.
 
     It returns P(last leaf | the k leaves before it), `(R, v)`, `(v,)` for k = 0, and the logarithm of the probability
     of these, `(R,)`.
     """
-    top = subtree(grammar, k + 1, device)
-    _, pairs = down_path(grammar, grammar.L - top.height, top.law, [1] * min(1, top.height))
+    top = subtree(language, k + 1, device)
+    _, pairs = down_path(language, language.L - top.height, top.law, [1] * min(1, top.height))
 
     def predicted(inputs: Tensor) -> tuple[Tensor, Tensor]:
         messages, log_scale = upward(top.levels, seen_leaves(inputs, 2**top.height - 1 - k), last_is_target=True)

@@ -25,24 +25,24 @@ from RLM_clean.exact.propagation import (
 )
 
 
-def subtree_posteriors(grammar: TreeGrammar, likelihoods: Tensor, height: int) -> tuple[Tensor, Tensor]:
+def subtree_posteriors(language: TreeGrammar, likelihoods: Tensor, height: int) -> tuple[Tensor, Tensor]:
     """`P(x_i = a | evidence in the sub-tree of height l that holds leaf i)`, `(B, n, v)`, and `ln P(evidence)` there.
 
     `likelihoods (B, n, v)` float64 are `P(what is seen of leaf i | x_i = a)`: one-hot at a known leaf, all ones at a
     hidden one. The logarithms `(B, 2^(L - l))`, in nats, are those of each sub-tree. Raises ValueError for shapes and a
     height that do not fit, and for evidence of probability zero.
     """
-    L, v = grammar.L, grammar.v
+    L, v = language.L, language.v
     if likelihoods.shape[1:] != (2**L, v):
         raise ValueError(
             f'likelihoods of shape {tuple(likelihoods.shape)}: for a tree of {2**L} leaves give (B, {2**L}, {v})'
         )
     if not 0 <= height <= L:
         raise ValueError(f'height={height} is not that of a sub-tree: use 0 to {L}')
-    if isinstance(grammar, FilteredGrammar) and height > grammar.k:
-        return filtered_tree.block_posteriors(grammar, likelihoods, height)
-    levels = tree_levels(grammar, L - height, likelihoods.device)
-    laws = level_marginals(grammar)[L - height].to(likelihoods.device)  # (2^(L - l), v)
+    if isinstance(language, FilteredGrammar) and height > language.k:
+        return filtered_tree.block_posteriors(language, likelihoods, height)
+    levels = tree_levels(language, L - height, likelihoods.device)
+    laws = level_marginals(language)[L - height].to(likelihoods.device)  # (2^(L - l), v)
 
     def posteriors(rows: slice) -> list[Tensor]:
         # One row for each sub-tree: those of the first sequence from left to right, then those of the second, ...

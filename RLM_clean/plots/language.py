@@ -26,19 +26,19 @@ _LEAST_VARIANCE = 20
 
 
 @styled
-def token_frequencies(grammar: TreeGrammar, sequences: Tensor, axes: Axes | None = None) -> Axes:
+def token_frequencies(language: TreeGrammar, sequences: Tensor, axes: Axes | None = None) -> Axes:
     """The frequency of each symbol at each position of `sequences (N, n)` against its exact probability.
 
     The band is the exact value with two standard errors, `sqrt(p (1 - p) / N)`, on either side. Axes are logarithmic if
     the probabilities differ by more than a factor of 30.
     """
-    sampled = counting.empirical_marginals(sequences, grammar.v)
-    return _against_exact(correlations.leaf_marginals(grammar), sampled, len(sequences), 'one token', axes)
+    sampled = counting.empirical_marginals(sequences, language.v)
+    return _against_exact(correlations.leaf_marginals(language), sampled, len(sequences), 'one token', axes)
 
 
 @styled
 def pair_frequencies(
-    grammar: TreeGrammar, sequences: Tensor, i: int = -2, j: int = -1, axes: Axes | None = None
+    language: TreeGrammar, sequences: Tensor, i: int = -2, j: int = -1, axes: Axes | None = None
 ) -> Axes:
     """The same as `token_frequencies` for the pairs of symbols at positions i and j, by default the last two.
 
@@ -50,8 +50,8 @@ def pair_frequencies(
         if not -n <= position < n:
             raise ValueError(f'{name}={position} is outside a sequence of {n} tokens: use {-n} to {n - 1}')
     i, j = i % n, j % n
-    sampled = counting.empirical_joint(sequences, i, j, grammar.v)
-    exact = correlations.joint(grammar, i, j)
+    sampled = counting.empirical_joint(sequences, i, j, language.v)
+    exact = correlations.joint(language, i, j)
     return _against_exact(exact, sampled, len(sequences), f'tokens {i + 1} and {j + 1}', axes)
 
 
@@ -79,7 +79,7 @@ def _against_exact(exact: Tensor, sampled: Tensor, N: int, what: str, axes: Axes
 
 
 @styled
-def deviations(grammar: TreeGrammar, sequences: Tensor, axes: Axes | None = None) -> Axes:
+def deviations(language: TreeGrammar, sequences: Tensor, axes: Axes | None = None) -> Axes:
     """Histograms of (sampled - exact) / standard error, for single tokens and for neighbouring pairs of tokens.
 
     The standard error is `sqrt(p (1 - p) / N)`. Counts of a variance below 20 are left out, since they are far from
@@ -88,10 +88,10 @@ def deviations(grammar: TreeGrammar, sequences: Tensor, axes: Axes | None = None
     """
     axes = own_axes(axes, (5, 4.2))
     N, n = sequences.shape
-    exact = correlations.leaf_marginals(grammar)
-    scores = {'one token': _z_scores(exact, counting.empirical_marginals(sequences, grammar.v), N)}
+    exact = correlations.leaf_marginals(language)
+    scores = {'one token': _z_scores(exact, counting.empirical_marginals(sequences, language.v), N)}
     pairs = [
-        _z_scores(correlations.joint(grammar, i, i + 1), counting.empirical_joint(sequences, i, i + 1, grammar.v), N)
+        _z_scores(correlations.joint(language, i, i + 1), counting.empirical_joint(sequences, i, i + 1, language.v), N)
         for i in range(n - 1)
     ]
     scores['neighbouring tokens'] = torch.cat(pairs)

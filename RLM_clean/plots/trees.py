@@ -43,7 +43,7 @@ def tree(levels: Sequence[Tensor], axes: Axes | None = None) -> Axes:
 
 
 @styled
-def posterior_tree(grammar: TreeGrammar, levels: Sequence[Tensor], axes: Axes | None = None) -> Axes:
+def posterior_tree(language: TreeGrammar, levels: Sequence[Tensor], axes: Axes | None = None) -> Axes:
     """The same tree as inferred from its leaves: nodes coloured by the entropy (nats) of their exact posterior.
 
     Each node shows the true symbol, and below it the posterior probability of that symbol given all leaves. A ring
@@ -52,18 +52,18 @@ def posterior_tree(grammar: TreeGrammar, levels: Sequence[Tensor], axes: Axes | 
     _check_levels(levels)
     axes = own_axes(axes)
     leaves = levels[-1].reshape(1, -1)
-    posteriors = [posterior[0].cpu() for posterior in ancestor_posteriors(grammar, leaves)]
-    colors = ScalarMappable(Normalize(0, math.log(grammar.v)), 'YlOrBr')
-    _edges(axes, grammar.L)
+    posteriors = [posterior[0].cpu() for posterior in ancestor_posteriors(language, leaves)]
+    colors = ScalarMappable(Normalize(0, math.log(language.v)), 'YlOrBr')
+    _edges(axes, language.L)
     for level, posterior in enumerate(posteriors):
         entropies = torch.special.entr(posterior).sum(1)
-        nodes = zip(_places(grammar.L, level), levels[level].flatten().tolist(), posterior, entropies, strict=True)
+        nodes = zip(_places(language.L, level), levels[level].flatten().tolist(), posterior, entropies, strict=True)
         for place, symbol, p, entropy in nodes:
-            wrong = level < grammar.L and int(p.argmax()) != symbol
-            _node(axes, grammar.L, place, level, str(symbol), colors.to_rgba(entropy.item()), ring=wrong)
-            if level < grammar.L:
+            wrong = level < language.L and int(p.argmax()) != symbol
+            _node(axes, language.L, place, level, str(symbol), colors.to_rgba(entropy.item()), ring=wrong)
+            if level < language.L:
                 axes.annotate(
-                    f'{p[symbol]:.2f}', (place, level), (0, -_size(grammar.L) - 7), textcoords='offset points',
+                    f'{p[symbol]:.2f}', (place, level), (0, -_size(language.L) - 7), textcoords='offset points',
                     ha='center', va='center', fontsize=8, color=GREY,
                     bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5},
                 )  # fmt: skip

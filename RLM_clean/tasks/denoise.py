@@ -56,16 +56,16 @@ class Denoise(Task):
         """The values that eps can have, equally likely."""
         return (self.noise,) if self.noise else DRAWN_NOISES
 
-    def pairs(self, grammar: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
+    def pairs(self, language: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
         """The noisy and the clean leaves, `(S, B, n)`."""
-        leaves = grammar.leaf_batches(*batches)
-        noisy = self.noisy(grammar, leaves.flatten(0, 1), batches.first, batches.stream)
+        leaves = language.leaf_batches(*batches)
+        noisy = self.noisy(language, leaves.flatten(0, 1), batches.first, batches.stream)
         return noisy.view(leaves.shape), leaves
 
-    def noisy(self, grammar: TreeGrammar, leaves: Tensor, first: int, stream: str, seed: int | None = None) -> Tensor:
+    def noisy(self, language: TreeGrammar, leaves: Tensor, first: int, stream: str, seed: int | None = None) -> Tensor:
         """Leaves `(count, n)` with noise, as sequences first..first+count-1 of a stream."""
-        n, device = 2**grammar.L, leaves.device
-        seed = grammar.seed_samples if seed is None else seed
+        n, device = 2**language.L, leaves.device
+        seed = language.seed_samples if seed is None else seed
         rows = torch.arange(first, first + len(leaves), device=device)[:, None]
         counters = rows * n + torch.arange(n, device=device)
 
@@ -76,43 +76,43 @@ class Denoise(Task):
         levels = torch.tensor(self.noises, dtype=torch.float64, device=device)
         noise = levels[(drawn(0, rows) * len(levels)).long()]
         replaced = drawn(1, counters) < noise
-        return leaves.where(~replaced, (drawn(2, counters) * grammar.v).long())
+        return leaves.where(~replaced, (drawn(2, counters) * language.v).long())
 
     def contexts(
-        self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096, seed: int | None = None
+        self, language: TreeGrammar, num_tokens: int, num_samples: int = 4096, seed: int | None = None
     ) -> Contexts:
         """Sequences of the stream 'floors' with noise."""
-        number = self.num_contexts(grammar, num_tokens, num_samples)
-        inputs = self.noisy(grammar, grammar.sequences(0, number, 'floors', seed=seed), 0, 'floors', seed)
-        return Contexts(inputs, self.best(grammar, inputs).cpu(), None)
+        number = self.num_contexts(language, num_tokens, num_samples)
+        inputs = self.noisy(language, language.sequences(0, number, 'floors', seed=seed), 0, 'floors', seed)
+        return Contexts(inputs, self.best(language, inputs).cpu(), None)
 
-    def best(self, grammar: TreeGrammar, inputs: Tensor) -> Tensor:
+    def best(self, language: TreeGrammar, inputs: Tensor) -> Tensor:
         """`P(clean x_i | noisy sequence)` of every token, `(N, n, v)`.
 
         With several noises `sum_j P(eps_j | y) P(x_i | y, eps_j)`, `P(eps_j | y)` proportional to `P(y | eps_j)`.
         """
-        return self._within(grammar, inputs, grammar.L)
+        return self._within(language, inputs, language.L)
 
-    def window_floor(self, grammar: TreeGrammar, contexts: Contexts, k: int) -> Estimate:
+    def window_floor(self, language: TreeGrammar, contexts: Contexts, k: int) -> Estimate:
         """The mean over the tokens of `H(x_i | noisy sub-tree of k leaves around it)`."""
         if k == 0:
-            return torch.special.entr(leaf_marginals(grammar)).sum(1).mean().item(), 0.0
-        return window_estimate(self._within(grammar, contexts.inputs, k.bit_length() - 1).cpu(), contexts)
+            return torch.special.entr(leaf_marginals(language)).sum(1).mean().item(), 0.0
+        return window_estimate(self._within(language, contexts.inputs, k.bit_length() - 1).cpu(), contexts)
 
-    def num_contexts(self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096) -> int:
+    def num_contexts(self, language: TreeGrammar, num_tokens: int, num_samples: int = 4096) -> int:
         """How many contexts `contexts` gives: each takes the passes over the tree once for each noise."""
-        return number_of_contexts(grammar, num_samples, num_tokens * grammar.v, len(self.noises))
+        return number_of_contexts(language, num_samples, num_tokens * language.v, len(self.noises))
 
-    def products(self, grammar: TreeGrammar, k: int) -> float:
+    def products(self, language: TreeGrammar, k: int) -> float:
         """About how many multiplications the prediction from sub-trees of k leaves takes for one context."""
-        return len(self.noises) * subtree_products(grammar, k)
+        return len(self.noises) * subtree_products(language, k)
 
-    def likelihoods(self, grammar: TreeGrammar, inputs: Tensor, noise: float) -> Tensor:
+    def likelihoods(self, language: TreeGrammar, inputs: Tensor, noise: float) -> Tensor:
         """`P(y_i | x_i = a) = (1 - eps) [a = y_i] + eps / v`, `(N, n, v)` float64: the evidence of noisy tokens."""
-        return (1 - noise) * leaf_likelihoods(inputs, grammar.v) + noise / grammar.v
+        return (1 - noise) * leaf_likelihoods(inputs, language.v) + noise / language.v
 
-    def _within(self, grammar: TreeGrammar, inputs: Tensor, height: int) -> Tensor:
-        found = [subtree_posteriors(grammar, self.likelihoods(grammar, inputs, e), height) for e in self.noises]
+    def _within(self, language: TreeGrammar, inputs: Tensor, height: int) -> Tensor:
+        found = [subtree_posteriors(language, self.likelihoods(language, inputs, e), height) for e in self.noises]
         if len(found) == 1:
             return found[0][0]
         # Each sub-tree says what it can of the noise.

@@ -52,16 +52,16 @@ class Masked(Task):
         if not 0 <= self.rate <= 1:  # nan too
             raise ValueError(f'rate={self.rate} is not a fraction of the tokens: use 0 to 1, 0 to draw their number')
 
-    def pairs(self, grammar: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
+    def pairs(self, language: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
         """The leaves with hidden ones replaced by v, and the hidden ones (IGNORED at the others), `(S, B, n)`."""
-        leaves = grammar.leaf_batches(*batches)
-        hidden = self.hidden(grammar, batches.first, batches.number, batches.stream).view(leaves.shape)
-        return leaves.masked_fill(hidden, grammar.v), leaves.masked_fill(~hidden, IGNORED)
+        leaves = language.leaf_batches(*batches)
+        hidden = self.hidden(language, batches.first, batches.number, batches.stream).view(leaves.shape)
+        return leaves.masked_fill(hidden, language.v), leaves.masked_fill(~hidden, IGNORED)
 
-    def hidden(self, grammar: TreeGrammar, first: int, count: int, stream: str, seed: int | None = None) -> Tensor:
+    def hidden(self, language: TreeGrammar, first: int, count: int, stream: str, seed: int | None = None) -> Tensor:
         """Which tokens of sequences first..first+count-1 of a stream are hidden, `(count, n)` bool."""
-        n, device = 2**grammar.L, grammar.device
-        seed = grammar.seed_samples if seed is None else seed
+        n, device = 2**language.L, language.device
+        seed = language.seed_samples if seed is None else seed
         rows = torch.arange(first, first + count, device=device)[:, None]
         words = random_words(stream_key(seed, 'mask', STREAMS[stream]), rows * n + torch.arange(n, device=device))
         rank = words.argsort(dim=1, stable=True).argsort(dim=1)
@@ -71,36 +71,36 @@ class Masked(Task):
         return rank < 1 + (number & (n - 1))
 
     def contexts(
-        self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096, seed: int | None = None
+        self, language: TreeGrammar, num_tokens: int, num_samples: int = 4096, seed: int | None = None
     ) -> Contexts:
         """Sequences of the stream 'floors' with hidden tokens; the weights of a context's hidden tokens are equal."""
-        number = self.num_contexts(grammar, num_tokens, num_samples)
-        leaves = grammar.sequences(0, number, 'floors', seed=seed)
-        hidden = self.hidden(grammar, 0, number, 'floors', seed)
-        inputs, positions = leaves.masked_fill(hidden, grammar.v), hidden.double().cpu()
-        return Contexts(inputs, self.best(grammar, inputs).cpu(), None, positions / positions.sum(1, keepdim=True))
+        number = self.num_contexts(language, num_tokens, num_samples)
+        leaves = language.sequences(0, number, 'floors', seed=seed)
+        hidden = self.hidden(language, 0, number, 'floors', seed)
+        inputs, positions = leaves.masked_fill(hidden, language.v), hidden.double().cpu()
+        return Contexts(inputs, self.best(language, inputs).cpu(), None, positions / positions.sum(1, keepdim=True))
 
-    def best(self, grammar: TreeGrammar, inputs: Tensor) -> Tensor:
+    def best(self, language: TreeGrammar, inputs: Tensor) -> Tensor:
         """`P(x_i | seen tokens)` of every token, `(N, n, v)`: one-hot where the token is seen."""
-        return self._within(grammar, inputs, grammar.L)
+        return self._within(language, inputs, language.L)
 
     def windows(self, num_tokens: int) -> list[int]:
         """0 and the powers of two from 2 to n: of a hidden token itself nothing is seen."""
         return [0, *(2**l for l in range(1, num_tokens.bit_length()))]
 
-    def window_floor(self, grammar: TreeGrammar, contexts: Contexts, k: int) -> Estimate:
+    def window_floor(self, language: TreeGrammar, contexts: Contexts, k: int) -> Estimate:
         """The mean of `H(x_i | tokens seen in its sub-tree of k leaves)` over the hidden tokens."""
         if k == 0:
-            return torch.special.entr(leaf_marginals(grammar)).sum(1).mean().item(), 0.0
-        return window_estimate(self._within(grammar, contexts.inputs, k.bit_length() - 1).cpu(), contexts)
+            return torch.special.entr(leaf_marginals(language)).sum(1).mean().item(), 0.0
+        return window_estimate(self._within(language, contexts.inputs, k.bit_length() - 1).cpu(), contexts)
 
-    def num_contexts(self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096) -> int:
+    def num_contexts(self, language: TreeGrammar, num_tokens: int, num_samples: int = 4096) -> int:
         """How many contexts `contexts` gives."""
-        return number_of_contexts(grammar, num_samples, num_tokens * grammar.v)
+        return number_of_contexts(language, num_samples, num_tokens * language.v)
 
-    def products(self, grammar: TreeGrammar, k: int) -> float:
+    def products(self, language: TreeGrammar, k: int) -> float:
         """About how many multiplications the prediction from sub-trees of k leaves takes for one context."""
-        return subtree_products(grammar, k)
+        return subtree_products(language, k)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean over sequences of the mean of -ln q(hidden token), in nats: logits `(B, n, v)`, targets `(B, n)`."""
@@ -110,5 +110,5 @@ class Masked(Task):
         losses = losses.where(hidden, 0.0)  # what is not predicted may be infinite
         return (losses.sum(-1) / hidden.sum(-1)).mean()
 
-    def _within(self, grammar: TreeGrammar, inputs: Tensor, height: int) -> Tensor:
-        return subtree_posteriors(grammar, leaf_likelihoods(inputs, grammar.v), height)[0]
+    def _within(self, language: TreeGrammar, inputs: Tensor, height: int) -> Tensor:
+        return subtree_posteriors(language, leaf_likelihoods(inputs, language.v), height)[0]

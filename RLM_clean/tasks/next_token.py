@@ -24,57 +24,57 @@ class Last(Task):
     seen: ClassVar[str] = 'the last k tokens'
     whole: ClassVar[bool] = False
 
-    def pairs(self, grammar: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
+    def pairs(self, language: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
         """Inputs `(S, B, num_tokens - 1)` and x_n `(S, B)`."""
-        leaves = grammar.leaf_batches(*batches, last=num_tokens)
+        leaves = language.leaf_batches(*batches, last=num_tokens)
         return leaves[..., :-1], leaves[..., -1]
 
     def contexts(
-        self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096, seed: int | None = None
+        self, language: TreeGrammar, num_tokens: int, num_samples: int = 4096, seed: int | None = None
     ) -> Contexts:
         """All contexts with their probabilities where there are at most `num_samples`, as for L = 1; else a sample."""
-        v, size, predicted = grammar.v, num_tokens - 1, num_tokens - 1 if self.at_each else 1
-        if v**size <= num_samples and entropies.summable(grammar, size):
-            return _all_contexts(grammar, size, self.at_each)
-        number = entropies.affordable(grammar, size * (2 if self.at_each else 1), num_samples)
+        v, size, predicted = language.v, num_tokens - 1, num_tokens - 1 if self.at_each else 1
+        if v**size <= num_samples and entropies.summable(language, size):
+            return _all_contexts(language, size, self.at_each)
+        number = entropies.affordable(language, size * (2 if self.at_each else 1), num_samples)
         number = min(number, max(entropies.FEWEST_CONTEXTS, REFERENCE_ENTRIES // (v * predicted)))
-        inputs = entropies.sample_contexts(grammar, size, number, seed)
-        return Contexts(inputs, self.best(grammar, inputs).cpu(), None)
+        inputs = entropies.sample_contexts(language, size, number, seed)
+        return Contexts(inputs, self.best(language, inputs).cpu(), None)
 
-    def best(self, grammar: TreeGrammar, inputs: Tensor) -> Tensor:
+    def best(self, language: TreeGrammar, inputs: Tensor) -> Tensor:
         """`P(x_n | inputs)`, `(N, v)`."""
-        return next_token_probs(grammar, inputs)
+        return next_token_probs(language, inputs)
 
     def windows(self, num_tokens: int) -> list[int]:
         """0, 1, 3, 7, ..., which complete one level of the tree after the other, and num_tokens - 1."""
         return entropies.window_ladder(num_tokens - 1)
 
-    def window_floor(self, grammar: TreeGrammar, contexts: Contexts, k: int) -> Estimate:
+    def window_floor(self, language: TreeGrammar, contexts: Contexts, k: int) -> Estimate:
         """`H(x_n | last k tokens)`."""
-        return entropies.window_entropies(grammar, [k])[k]
+        return entropies.window_entropies(language, [k])[k]
 
-    def floors(self, grammar: TreeGrammar, num_tokens: int, contexts: Contexts) -> Iterator[tuple[int, Estimate, int]]:
+    def floors(self, language: TreeGrammar, num_tokens: int, contexts: Contexts) -> Iterator[tuple[int, Estimate, int]]:
         """The floors of x_n, from the smallest window up: a sampled one builds on those before."""
         found: dict[int, Estimate] = {}
         for k in self.windows(num_tokens):
-            number = entropies.num_contexts(grammar, k)
+            number = entropies.num_contexts(language, k)
             # The last window and the contexts are the same sequences where both are sampled in the plain way.
-            if not self.at_each and number and k == num_tokens - 1 and not entropies.chained(grammar, k):
+            if not self.at_each and number and k == num_tokens - 1 and not entropies.chained(language, k):
                 found[k] = contexts.floor()
             else:
-                found |= entropies.window_entropies(grammar, [k], known=found)
+                found |= entropies.window_entropies(language, [k], known=found)
             yield k, found[k], number
 
-    def expected_seconds(self, grammar: TreeGrammar, num_tokens: int, floors: bool = True) -> float:
+    def expected_seconds(self, language: TreeGrammar, num_tokens: int, floors: bool = True) -> float:
         """About how long the contexts, and the floors, take on one core."""
         # The contexts take about as long as the last window, twice that for all tokens.
         windows = self.windows(num_tokens) if floors else []
         windows = [*windows, num_tokens - 1] if self.at_each or not floors else windows
-        return sum(entropies.expected_seconds(grammar, k) for k in windows)
+        return sum(entropies.expected_seconds(language, k) for k in windows)
 
-    def check_window(self, grammar: TreeGrammar, num_tokens: int) -> None:
+    def check_window(self, language: TreeGrammar, num_tokens: int) -> None:
         """Raises ValueError for a window that is not part of a sequence."""
-        n = 2**grammar.L
+        n = 2**language.L
         if not 2 <= num_tokens <= n:
             raise ValueError(
                 f'context_size={num_tokens - 1} does not fit before the last of {n} tokens: use 1 to {n - 1}'
@@ -88,23 +88,23 @@ class All(Last):
     name: ClassVar[str] = 'all'
     at_each: ClassVar[bool] = True
 
-    def pairs(self, grammar: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
+    def pairs(self, language: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
         """Inputs and the token after each, `(S, B, num_tokens - 1)`."""
-        leaves = grammar.leaf_batches(*batches, last=num_tokens)
+        leaves = language.leaf_batches(*batches, last=num_tokens)
         return leaves[..., :-1], leaves[..., 1:]
 
-    def best(self, grammar: TreeGrammar, inputs: Tensor) -> Tensor:
+    def best(self, language: TreeGrammar, inputs: Tensor) -> Tensor:
         """`P(next token | inputs up to it)` at each position, `(N, T, v)`."""
         leaves = torch.cat((inputs, torch.zeros_like(inputs[:, :1])), 1)  # the last token conditions nothing
-        return all_next_token_probs(grammar, leaves)[:, 1:]
+        return all_next_token_probs(language, leaves)[:, 1:]
 
 
-def _all_contexts(grammar: TreeGrammar, size: int, at_each: bool) -> Contexts:
-    joint = entropies.window_distribution(grammar, size + 1)
+def _all_contexts(language: TreeGrammar, size: int, at_each: bool) -> Contexts:
+    joint = entropies.window_distribution(language, size + 1)
     weights = joint.flatten(0, size - 1).sum(1)
     possible = torch.nonzero(weights).flatten()
     # Not torch.unravel_index, which imports sympy and takes a quarter of a second for that.
-    inputs = possible[:, None] // grammar.v ** torch.arange(size - 1, -1, -1) % grammar.v
+    inputs = possible[:, None] // language.v ** torch.arange(size - 1, -1, -1) % language.v
     posteriors = []
     for seen in range(size, 0, -1):
         given = joint[tuple(inputs[:, :seen].unbind(1))]

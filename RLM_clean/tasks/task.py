@@ -86,7 +86,7 @@ class Task:
 
     def batches(
         self,
-        grammar: TreeGrammar,
+        language: TreeGrammar,
         num_tokens: int,
         step: int,
         num_steps: int,
@@ -98,15 +98,15 @@ class Task:
         `num_tokens` are the last tokens of the sequence that count. The transform of a language that has one is applied
         to the inputs, as in `TreeGrammar.batches`; for a task with a mask it gets the symbol v at hidden tokens.
         """
-        inputs, targets = self.pairs(grammar, num_tokens, Batches(step, num_steps, batch_size, stream))
-        return (inputs if grammar.transform is None else grammar.transform(inputs)), targets
+        inputs, targets = self.pairs(language, num_tokens, Batches(step, num_steps, batch_size, stream))
+        return (inputs if language.transform is None else language.transform(inputs)), targets
 
-    def pairs(self, grammar: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
+    def pairs(self, language: TreeGrammar, num_tokens: int, batches: Batches) -> tuple[Tensor, Tensor]:
         """The inputs and targets of `batches`, before any transform of the language. To be defined by a task."""
         raise NotImplementedError
 
     def contexts(
-        self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096, seed: int | None = None
+        self, language: TreeGrammar, num_tokens: int, num_samples: int = 4096, seed: int | None = None
     ) -> Contexts:
         """Contexts of the stream 'floors' (of `seed`, by default the grammar's own) with their exact posteriors.
 
@@ -114,7 +114,7 @@ class Task:
         """
         raise NotImplementedError
 
-    def best(self, grammar: TreeGrammar, inputs: Tensor) -> Tensor:
+    def best(self, language: TreeGrammar, inputs: Tensor) -> Tensor:
         """The best possible prediction from inputs `(N, T)`: `P(target | inputs)`, `(N, c)` or `(N, T, c)` float64.
 
         To be defined by a task.
@@ -125,31 +125,31 @@ class Task:
         """The numbers of tokens k of the floors, in order: 0, which is a predictor that sees nothing, to all."""
         return [0, *(2**l for l in range(num_tokens.bit_length()))]
 
-    def window_floor(self, grammar: TreeGrammar, contexts: Contexts, k: int) -> Estimate:
+    def window_floor(self, language: TreeGrammar, contexts: Contexts, k: int) -> Estimate:
         """The loss of the best predictor that sees only k of the tokens, and its standard error, in nats.
 
         To be defined by a task.
         """
         raise NotImplementedError
 
-    def floors(self, grammar: TreeGrammar, num_tokens: int, contexts: Contexts) -> Iterator[tuple[int, Estimate, int]]:
+    def floors(self, language: TreeGrammar, num_tokens: int, contexts: Contexts) -> Iterator[tuple[int, Estimate, int]]:
         """The floors of `windows`, each with k and with the number of contexts that it rests on (0: an exact sum)."""
         sampled = 0 if contexts.weights is not None else len(contexts.inputs)
         for k in self.windows(num_tokens):
-            floor = contexts.floor() if k == num_tokens else self.window_floor(grammar, contexts, k)
+            floor = contexts.floor() if k == num_tokens else self.window_floor(language, contexts, k)
             yield k, floor, sampled if k else 0
 
-    def expected_seconds(self, grammar: TreeGrammar, num_tokens: int, floors: bool = True) -> float:
+    def expected_seconds(self, language: TreeGrammar, num_tokens: int, floors: bool = True) -> float:
         """About how long `contexts` takes on one core, and with it the floors."""
         windows = self.windows(num_tokens) if floors else [num_tokens]
-        products = sum(self.products(grammar, k) for k in windows if k)
-        return self.num_contexts(grammar, num_tokens) * products / entropies.MULTIPLICATIONS_A_SECOND
+        products = sum(self.products(language, k) for k in windows if k)
+        return self.num_contexts(language, num_tokens) * products / entropies.MULTIPLICATIONS_A_SECOND
 
-    def num_contexts(self, grammar: TreeGrammar, num_tokens: int, num_samples: int = 4096) -> int:
+    def num_contexts(self, language: TreeGrammar, num_tokens: int, num_samples: int = 4096) -> int:
         """How many contexts `contexts` gives. To be defined by a task."""
         raise NotImplementedError
 
-    def products(self, grammar: TreeGrammar, k: int) -> float:
+    def products(self, language: TreeGrammar, k: int) -> float:
         """About how many multiplications the prediction from k tokens, k > 0, takes for one context.
 
         To be defined by a task.
@@ -164,9 +164,9 @@ class Task:
         """The tokens of a sequence that count, where the model sees `context_size` of them."""
         return context_size if self.whole else context_size + 1
 
-    def check_window(self, grammar: TreeGrammar, num_tokens: int) -> None:
+    def check_window(self, language: TreeGrammar, num_tokens: int) -> None:
         """Raises ValueError for a number of tokens that the task cannot have."""
-        n = 2**grammar.L
+        n = 2**language.L
         if num_tokens != n:
             raise ValueError(f'num_tokens={num_tokens} does not fit objective={self.name!r}: use all {n} tokens')
 
@@ -191,27 +191,27 @@ def window_estimate(posteriors: Tensor, contexts: Contexts) -> Estimate:
     return Contexts(contexts.inputs, posteriors, contexts.weights, contexts.positions).floor()
 
 
-def number_of_contexts(grammar: TreeGrammar, num_samples: int, entries: int, predictions: int = 1) -> int:
+def number_of_contexts(language: TreeGrammar, num_samples: int, entries: int, predictions: int = 1) -> int:
     """How many contexts of all n tokens are affordable, in time and in memory; `num_samples` at most.
 
     `entries` are the numbers in the posteriors of a context, `predictions` the passes over the tree that they take.
     """
-    number = entropies.affordable(grammar, 4 * predictions * 2**grammar.L, num_samples)
+    number = entropies.affordable(language, 4 * predictions * 2**language.L, num_samples)
     return min(number, max(entropies.FEWEST_CONTEXTS, REFERENCE_ENTRIES // entries))
 
 
-def subtree_products(grammar: TreeGrammar, k: int) -> float:
+def subtree_products(language: TreeGrammar, k: int) -> float:
     """About how many multiplications the posteriors of all leaves of a sequence take, from sub-trees of k leaves each.
 
     Of the 2 k - 1 nodes of a sub-tree, k - 1 take one contraction upwards and two downwards.
     """
-    n = 2**grammar.L
-    return products_of_passes(grammar, contractions=3 * (k - 1) * n / k, messages=3 * n)
+    n = 2**language.L
+    return products_of_passes(language, contractions=3 * (k - 1) * n / k, messages=3 * n)
 
 
-def products_of_passes(grammar: TreeGrammar, contractions: float, messages: float) -> float:
+def products_of_passes(language: TreeGrammar, contractions: float, messages: float) -> float:
     """About how many multiplications passes over the tree take: v^3 for each contraction, beside their messages."""
-    return contractions * grammar.v**3 + messages * _MESSAGE_COST * grammar.v
+    return contractions * language.v**3 + messages * _MESSAGE_COST * language.v
 
 
 def leaf_likelihoods(tokens: Tensor, v: int) -> Tensor:

@@ -18,8 +18,8 @@ _EVERY = 2**24
 class BatchFeed:
     """The batches of the training stream. How many are drawn ahead changes no batch."""
 
-    def __init__(self, grammar: TreeGrammar, config: Config, device: torch.device) -> None:
-        self.grammar, self.config, self.device = grammar, config, device
+    def __init__(self, language: TreeGrammar, config: Config, device: torch.device) -> None:
+        self.grammar, self.config, self.device = language, config, device
         self.task = tasks.of(config)
         tokens = config.batch_size * config.accumulation * config.window
         self.chunk = max(1, min(STEPS_AHEAD, TOKENS_AHEAD // tokens))
@@ -72,8 +72,8 @@ class PopulationFeed:
     Raises ValueError where the contexts are not all known.
     """
 
-    def __init__(self, grammar: TreeGrammar, config: Config, device: torch.device) -> None:
-        inputs, posteriors, weights, positions = tasks.of(config).contexts(grammar, config.window, _EVERY)
+    def __init__(self, language: TreeGrammar, config: Config, device: torch.device) -> None:
+        inputs, posteriors, weights, positions = tasks.of(config).contexts(language, config.window, _EVERY)
         if weights is None or positions is not None:
             raise ValueError(f"regime='population' does not know all contexts of objective={config.objective!r}")
         law = weights.view(-1, *[1] * (posteriors.ndim - 1)) * posteriors
@@ -106,6 +106,6 @@ class PopulationFeed:
 Feed = BatchFeed | PopulationFeed
 
 
-def make_feed(grammar: TreeGrammar, config: Config, device: torch.device) -> Feed:
+def make_feed(language: TreeGrammar, config: Config, device: torch.device) -> Feed:
     """What the steps of a run are taken on."""
-    return (PopulationFeed if config.regime == 'population' else BatchFeed)(grammar, config, device)
+    return (PopulationFeed if config.regime == 'population' else BatchFeed)(language, config, device)
