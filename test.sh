@@ -2,8 +2,8 @@
 # Sets up .venv when it is missing, then checks style, types, the arrows between the packages, and runs the tests:
 #
 #   bash test.sh            what takes up to five minutes on two cores
-#   bash test.sh --all      everything: also SLURM, killed processes, notebooks, every block of the documents; the
-#                           coverage of the fast tests
+#   bash test.sh --all      everything: also SLURM, killed processes, notebooks, every block of the documents
+#   bash test.sh --coverage the share of the lines that the fast tests reach; measuring slows them by a third
 #   bash test.sh -k resume  the tests with that word in their names; other arguments go to pytest likewise
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -24,14 +24,12 @@ echo "== pytest"
 # As many tests at a time as there are cores, four at most.
 parallel=(--numprocesses auto --maxprocesses 4 --dist loadgroup)
 case ${1:-} in
-    --all)
+    --all) "$python" -m pytest "${parallel[@]}" --durations 20 "${@:2}" ;;
+    --coverage)
         rm -f .coverage .coverage.*
-        # Measuring slows tests by a third, and the fast ones reach nearly every line. With arguments there may be no
-        # test of one kind, which is status 5 of pytest.
-        "$python" -m coverage run -m pytest "${parallel[@]}" -m 'not slow' "${@:2}" || [ $? -eq 5 ]
+        "$python" -m coverage run -m pytest "${parallel[@]}" -m 'not slow' "${@:2}"
         "$python" -m coverage combine --quiet
         "$python" -m coverage report --skip-covered
-        "$python" -m pytest "${parallel[@]}" -m slow --durations 20 "${@:2}" || [ $? -eq 5 ]
         ;;
     '') "$python" -m pytest "${parallel[@]}" -m 'not slow' ;;
     *) "$python" -m pytest "$@" ;;
